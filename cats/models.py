@@ -1,0 +1,300 @@
+"""Load a language model by name: embedded, hub id, local folder or GGUF file, or a geometry with random weights."""
+
+import difflib
+import hashlib
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from cats.embedded import EMBEDDED, model_folder
+from cats.errors import CatsError
+from cats.sources import SOURCES
+
+DEFAULT = "smollm2-135m-instruct"
+RANDOM = "random:"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Published shapes of models that are gated or large; weights come from the hub or, with "random:", from a seed.
+GEOMETRIES = {
+    "llama-2-7b": dict(
+        model_type="llama",
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    ),
+    "llama-2-13b": dict(
+        model_type="llama",
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    ),
+    "llama-2-70b": dict(
+        model_type="llama",
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    ),
+    "mistral-7b": dict(
+        model_type="mistral",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32000,
+        max_position_embeddings=32768,
+        sliding_window=4096,
+        rms_norm_eps=1e-5,
+    ),
+    "llama-3-8b": dict(
+        model_type="llama",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 500000.0, "rope_type": "default"},
+        bos_token_id=128000,
+        eos_token_id=128001,
+    ),
+    "qwen2.5-7b": dict(
+        model_type="qwen2",
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"},
+        tie_word_embeddings=False,
+        bos_token_id=151643,
+        eos_token_id=151643,
+    ),
+}
+
+
+@dataclass
+class LoadedModel:
+    """A model in evaluation mode, its tokenizer (None for a bare geometry) and what a record says about it.
+
+    `info`: id, revision (hub commit) or sha256, parameters, weights ("trained" or "random"), dtype, architecture,
+    layers, and the seed of random weights.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    info: dict
+
+
+def load(
+    name: str = DEFAULT,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+    layers: int | None = None,
+) -> LoadedModel:
+    """Load `name` on `device` in `dtype`; `seed` and `layers` (keep that many) are for random weights only.
+
+    Names: an embedded model, a hub id ("organisation/model"), a local folder or .gguf file, "random:<geometry>"
+    or "random:<embedded name>". Raises CatsError for an unknown name, a wrong dtype or device, damaged files,
+    a gated model and a missing network.
+    """
+    if dtype not in DTYPES:
+        raise CatsError(f"Unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
+    _check_device(device)
+    if name.startswith(RANDOM):
+        return _random(name, DTYPES[dtype], device, seed, layers)
+    if layers is not None:
+        raise CatsError(f"layers={layers} needs random weights: ask for {RANDOM}<geometry> or drop layers.")
+    source, identity = _locate(name)
+    model = _from_pretrained(AutoModelForCausalLM, name, source, dtype=DTYPES[dtype])
+    tokenizer = _from_pretrained(AutoTokenizer, name, source)
+    identity.setdefault("revision", getattr(model.config, "_commit_hash", None))
+    if name in EMBEDDED:
+        model.config.name_or_path = name  # not a path into this machine's cache
+    return _loaded(model.to(device), tokenizer, identity, weights="trained")
+
+
+def config(name: str) -> PretrainedConfig:
+    """The configuration of a model of any name that `load` knows, without its weights."""
+    shape = name.removeprefix(RANDOM)
+    known = {**GEOMETRIES, **{key: embedded.config for key, embedded in EMBEDDED.items()}}
+    if shape in known:
+        return AutoConfig.for_model(**known[shape])
+    if name.startswith(RANDOM):
+        raise CatsError(f"Unknown geometry {shape!r}{_suggest(shape, known)}.")
+    source, _ = _locate(name)
+    return _from_pretrained(AutoConfig, name, source)
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise CatsError(f"Unknown device {device!r}: use cpu, cuda or cuda:0.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise CatsError(f"Device {device!r} was asked for but PyTorch sees no GPU here: use device=cpu.")
+
+
+def _locate(name: str) -> tuple[dict, dict]:
+    """Keyword arguments for `from_pretrained`, and the identity (id, revision or sha256) of a trained model."""
+    if name in EMBEDDED:
+        folder = model_folder(name)
+        return {"pretrained_model_name_or_path": folder}, {
+            "id": name,
+            "revision": None,
+            "sha256": SOURCES[name].sha256,
+        }
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise CatsError(f"The folder {name} holds no config.json, so it is no saved Transformers model.")
+        return {"pretrained_model_name_or_path": path}, {
+            "id": path.resolve().name,
+            "revision": None,
+            "sha256": _fingerprint(path),
+        }
+    if path.suffix == ".gguf" and path.is_file():
+        return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}, {
+            "id": path.name,
+            "revision": None,
+            "sha256": _fingerprint(path),
+        }
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return {"pretrained_model_name_or_path": name}, {"id": name}
+    choices = [*EMBEDDED, *(RANDOM + geometry for geometry in GEOMETRIES)]
+    raise CatsError(f"Unknown model {name!r}{_suggest(name, choices)}, a hub id or a local folder.")
+
+
+def _suggest(name: str, choices) -> str:
+    close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
+    guess = f" (did you mean {close[0]}?)" if close else ""
+    return f"{guess}: use one of {', '.join(choices)}"
+
+
+def _fingerprint(path: Path) -> str:
+    """sha256 over name, size, first and last MB of each weight file: enough to tell models apart, in milliseconds."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def _from_pretrained(auto, name: str, source: dict, **options):
+    """`auto.from_pretrained`, with what can go wrong said in one sentence."""
+    try:
+        with _quiet_unless_terminal():
+            return auto.from_pretrained(**source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        local = Path(source["pretrained_model_name_or_path"]).is_dir()
+        raise CatsError(_explain_local(name, error) if local else _explain_hub(name, error)) from error
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "safetensors_rust")):
+            raise CatsError(_explain_local(name, error)) from error
+        raise
+
+
+@contextmanager
+def _quiet_unless_terminal():
+    """Transformers draws its loading bars wherever stderr goes; in a notebook or a log they are noise."""
+    quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
+
+
+def _explain_local(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"The model at {name} cannot be read, it may be truncated or incomplete ({reason})."
+
+
+def _explain_hub(name: str, error: Exception) -> str:
+    text = str(error)
+    if "gated" in text:
+        return (
+            f"{name} is gated: accept its terms on the hub and log in with `hf auth login`, "
+            f"or try the code with {DEFAULT}."
+        )
+    if "not a valid model identifier" in text or "404" in text:
+        return f"The hub has no model {name} that you can see: check the id, or log in if it is private."
+    if "onnect" in text or "offline" in text or "cached" in text:
+        return f"{name} is not in the local hub cache and the hub cannot be reached: connect, or use {DEFAULT}."
+    return f"{name} cannot be loaded ({' '.join(text.split())[:200]})."
+
+
+def _random(name: str, dtype: torch.dtype, device: str, seed: int, layers: int | None) -> LoadedModel:
+    """Random weights (normal, the configuration's initializer_range), made on the device in the dtype."""
+    shape = config(name)
+    if layers is not None:
+        if not 1 <= layers <= shape.num_hidden_layers:
+            raise CatsError(f"layers={layers} is outside 1 … {shape.num_hidden_layers}, what {name} has.")
+        shape.num_hidden_layers = layers
+        if getattr(shape, "layer_types", None):
+            shape.layer_types = shape.layer_types[:layers]
+    base = name.removeprefix(RANDOM)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(base)) if base in EMBEDDED else None
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    identity = {"id": name, "revision": None, "sha256": None, "seed": seed}
+    return _loaded(model, tokenizer, identity, weights="random")
+
+
+def _loaded(model, tokenizer, identity: dict, *, weights: str) -> LoadedModel:
+    if tokenizer is not None and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as the reference code pads
+    shape = model.config.get_text_config()
+    info = {
+        **identity,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": weights,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "architecture": type(model).__name__,
+        "layers": shape.num_hidden_layers,
+    }
+    return LoadedModel(model.eval(), tokenizer, info)
