@@ -1,0 +1,39 @@
+"""Pieces that every CATS kernel is made of: the activation, the keep rule, and row tiles of a weight matrix."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(z, KIND: tl.constexpr):
+    """act(z) in float32; NaN stays NaN (a comparison with NaN is false, hence the order of the ReLU branches)."""
+    if KIND == "silu":
+        return z / (1.0 + tl.exp(-z))
+    elif KIND == "gelu":
+        return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif KIND == "gelu_tanh":
+        u = 0.7978845608028654 * (z + 0.044715 * z * z * z)
+        return z / (1.0 + tl.exp(-2.0 * u))
+    else:
+        tl.static_assert(KIND == "relu", "unknown activation")
+        return tl.where(z <= 0.0, 0.0, z)
+
+
+@triton.jit
+def survives(z, threshold):
+    """Keep where |z| >= threshold, compared in float32; NaN is kept, so that it is seen."""
+    return (tl.abs(z) < threshold) == 0
+
+
+@triton.jit
+def load_rows(base, rows, wanted, cols, d: tl.constexpr, D: tl.constexpr):
+    """Tile [R, D] of a row-major [m, d] matrix: `rows` [R] where `wanted` [R], columns past d read as zero.
+
+    Weights are read once, so they leave the L2 first and x, lists and partial sums stay in it.
+    """
+    pointers = base + rows.to(tl.int64)[:, None] * d + cols[None, :]
+    if D == d:
+        inside = wanted[:, None]
+    else:
+        inside = wanted[:, None] & (cols < d)[None, :]
+    return tl.load(pointers, mask=inside, other=0.0, eviction_policy="evict_first")
