@@ -1,0 +1,167 @@
+"""The CATS activation (paper eq. 5) and the gated MLP that applies it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cats.errors import CatsError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+PREFILL = ("masked", "dense")
+
+# Other names of the same functions in Transformers' `hidden_act`.
+_ALIASES = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+
+
+def activation_name(act: str | Callable[[Tensor], Tensor]) -> str:
+    """The key of ACTIVATIONS for a Transformers `hidden_act` or for an activation module or function.
+
+    A callable is told by its values, not by its class. Raises CatsError for any other function.
+    """
+    if isinstance(act, str):
+        name = _ALIASES.get(act, act)
+        if name in ACTIVATIONS:
+            return name
+    else:
+        # float64: the two GELUs differ by up to 5e-4, two spellings of one function by less than 1e-6
+        probe = torch.linspace(-8, 8, 257, dtype=torch.float64, device="cpu")
+        try:
+            with torch.no_grad():
+                values = act(probe.clone())
+            for name, known in ACTIVATIONS.items():
+                if values.shape == probe.shape and torch.allclose(values, known(probe), rtol=0, atol=1e-5):
+                    return name
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            pass  # it has parameters elsewhere or wants other arguments: not one of ours
+    shown = act if isinstance(act, str) else getattr(act, "__name__", type(act).__name__)
+    raise CatsError(f"The activation {shown!r} is not supported: CATS here knows {', '.join(ACTIVATIONS)}.")
+
+
+def cats(z: Tensor, threshold: Tensor | float) -> Tensor:
+    """CATS_t(z), paper eq. 5: z where |z| >= t or z is NaN, else 0.
+
+    z: [..., m], any floating dtype; threshold: fp32, [] or [m] (one per neuron). The comparison is made in fp32
+    (fp64 for fp64 z). The gradient is that of a constant mask: exactly zero where z was masked, none to the threshold.
+    """
+    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=z.device).detach()
+    # at least one dimension: PyTorch would otherwise round t to the dtype of z before comparing
+    return z.masked_fill(z.abs() < threshold.reshape(-1), 0)
+
+
+class Layout(NamedTuple):
+    """Where a gated MLP keeps its parts: names of its children, the activation, and its key in ACTIVATIONS.
+
+    Fused: `gate` == `up` is one Linear of 2m rows, of which half number `gate_half` is the gate.
+    """
+
+    gate: str
+    up: str
+    down: str
+    act: Callable[[Tensor], Tensor] | str
+    activation: str
+    gate_half: int = 0
+
+    @property
+    def fused(self) -> bool:
+        return self.gate == self.up
+
+
+class CatsMLP(nn.Module):
+    """A gated MLP y = (CATS_t(act(x W_gate)) * (x W_up)) W_down that holds the children of the dense one it replaces.
+
+    `threshold`: fp32 buffer, [] or [m], which stays fp32 when the model is cast. `prefill`: "masked" masks every
+    token (the paper), "dense" leaves calls with more than one token a sequence unmasked. `observer`, when set, is
+    called with z = act(x W_gate), [..., m], before masking.
+    """
+
+    def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
+        super().__init__()
+        # in a tuple, so that it is not a submodule: its parameters would be counted and saved twice
+        self._dense = (dense,)
+        self.down_stride = getattr(dense, layout.down).weight.stride()
+        self.layout = layout
+        self.activation = layout.activation
+        self.prefill = prefill
+        self.observer: Callable[[Tensor], None] | None = None
+        for name, child in dense.named_children():
+            self.add_module(name, child)
+        gate = getattr(self, layout.gate)
+        self.intermediate_size = gate.out_features // (2 if layout.fused else 1)
+        self.hidden_size = gate.in_features
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32, device=gate.weight.device))
+        self.train(dense.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., d] → y: [..., d]."""
+        gate, up = self._gate_up(x)
+        act = self.layout.act
+        z = getattr(self, act)(gate) if isinstance(act, str) else act(gate)
+        if self.observer is not None:
+            self.observer(z)
+        if self.masks(z):
+            z = cats(z, self.threshold)
+        return getattr(self, self.layout.down)(z * up)
+
+    def masks(self, x: Tensor) -> bool:
+        """Whether a call with x [..., T, ·] masks: not if T > 1 and `prefill` is "dense"."""
+        return self.prefill == "masked" or x.shape[-2] == 1
+
+    def _gate_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gate = getattr(self, self.layout.gate)(x)
+        if not self.layout.fused:
+            return gate, getattr(self, self.layout.up)(x)
+        halves = gate.chunk(2, dim=-1)
+        return halves[self.layout.gate_half], halves[1 - self.layout.gate_half]
+
+    @property
+    def dense(self) -> nn.Module:
+        """The module that this one replaces, which shares its children."""
+        return self._dense[0]
+
+    @property
+    def w_gate(self) -> Tensor:
+        """[m, d], a view of the weight (without a wrapped adapter's part)."""
+        return self._rows(self.layout.gate, self.layout.gate_half)
+
+    @property
+    def w_up(self) -> Tensor:
+        """[m, d], a view of the weight (without a wrapped adapter's part)."""
+        return self._rows(self.layout.up, 1 - self.layout.gate_half)
+
+    @property
+    def w_down_t(self) -> Tensor:
+        """[m, d], a view of the weight, contiguous because `sparsify` stores W_down by its columns."""
+        return getattr(self, self.layout.down).weight.t()
+
+    def _rows(self, name: str, half: int) -> Tensor:
+        weight = getattr(self, name).weight
+        return weight.chunk(2)[half] if self.layout.fused else weight
+
+    def _apply(self, fn, recurse=True):
+        before = self.threshold
+        super()._apply(fn, recurse)
+        after = self.threshold
+        if after.dtype != torch.float32:  # .half(), .to(bfloat16): move with the model, keep the precision
+            self.threshold = before.to(after.device) if before.device.type != "meta" else after.float()
+        return self
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}, prefill={self.prefill}, threshold={list(self.threshold.shape)}"

@@ -1,0 +1,118 @@
+"""Put CATS into a model and take it out again: swap its gated MLPs in place, store W_down by its columns (sec. 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cats.activation import CatsMLP
+from cats.config import CatsConfig
+from cats.errors import CatsError
+from cats.structure import GatedMLP, cats_mlps, find_gated_mlps, places
+from cats.thresholds import Thresholds
+
+
+def sparsify(
+    model: nn.Module,
+    thresholds: Thresholds,
+    sparsity: float | Sequence[float],
+    *,
+    prefill: str = "masked",
+) -> nn.Module:
+    """Replace every gated MLP of `model`, in place, by one that drops the share `sparsity` of its gate activations.
+
+    `sparsity`: gate sparsity in [0, 1), one for all layers or one per layer; 0 computes what the dense model does.
+    `prefill`: "masked" masks every token, "dense" leaves calls with more than one token unmasked.
+    A model that is sparse already gets the new thresholds. Peak memory: the model and one W_down.
+    Raises CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
+    """
+    config = CatsConfig(sparsity, thresholds, prefill=prefill).applied()
+    mlps = find_gated_mlps(model)
+    _check_weights(mlps)
+    thresholds.check(mlps)
+    t = thresholds.at(sparsity)
+    modules = swap_in(model, mlps, prefill=prefill)
+    for module in modules:
+        store_by_columns(module)
+    _set(modules, t)
+    describe(model, config)
+    return model
+
+
+def set_sparsity(model: nn.Module, thresholds: Thresholds, sparsity: float | Sequence[float]) -> nn.Module:
+    """Change the thresholds of a sparsified model in place, without touching its weights; errors as `sparsify`."""
+    modules = cats_mlps(model)
+    return sparsify(model, thresholds, sparsity, prefill=modules[0].prefill)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Put the dense MLPs back, with weights of the strides that they had; adapters attached meanwhile stay."""
+    for parent, name, module in places(model):
+        dense = module.dense
+        for child_name, child in module.named_children():
+            setattr(dense, child_name, child)
+        weight = _down_weight(module)
+        if module.down_stride is not None and weight.stride() != module.down_stride:
+            weight.data = torch.empty_strided(
+                weight.shape, module.down_stride, dtype=weight.dtype, device=weight.device
+            ).copy_(weight.data)
+        dense.train(module.training)
+        setattr(parent, name, dense)
+    describe(model, None)
+    return model
+
+
+def swap_in(model: nn.Module, mlps: Sequence[GatedMLP], *, prefill: str) -> list[CatsMLP]:
+    """Replace the dense modules of `mlps` by CatsMLP of threshold zero; those that are sparse already stay."""
+    modules = []
+    for mlp in mlps:
+        module = mlp.module
+        if isinstance(module, CatsMLP):
+            module.prefill = prefill
+        else:
+            module = CatsMLP(module, mlp.layout, prefill=prefill)
+            parent, _, name = mlp.name.rpartition(".")
+            setattr(model.get_submodule(parent), name, module)
+        modules.append(module)
+    return modules
+
+
+def store_by_columns(module: CatsMLP) -> None:
+    """Give W_down [d, m] strides (1, d), so that its transpose is contiguous [m, d] and no second copy is needed."""
+    weight = _down_weight(module)
+    if weight.device.type == "meta" or weight.t().is_contiguous():
+        return
+    weight.data = weight.data.t().contiguous().t()
+
+
+def describe(model: nn.Module, config: CatsConfig | None) -> None:
+    """Note in (or remove from) the Transformers configuration how the model is sparsified, so that it saves and loads."""
+    for module in model.modules():
+        if hasattr(module, "save_pretrained") and hasattr(module, "config"):
+            if config is not None:
+                module.config.quantization_config = config
+            elif isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
+                del module.config.quantization_config
+            return
+
+
+def _set(modules: Sequence[CatsMLP], thresholds: Tensor) -> None:
+    """Write thresholds [L] or [L, m] into the modules, into the same storage where the shape allows."""
+    for module, t in zip(modules, thresholds, strict=True):
+        if module.threshold.shape == t.shape:
+            module.threshold.copy_(t)
+        else:
+            module.threshold = t.to(module.threshold.device)
+
+
+def _down_weight(module: CatsMLP) -> nn.Parameter:
+    down = getattr(module, module.layout.down)
+    return getattr(down, "base_layer", down).weight
+
+
+def _check_weights(mlps: Sequence[GatedMLP]) -> None:
+    for mlp in mlps:
+        if any(parameter.is_meta for parameter in mlp.module.parameters()):
+            raise CatsError(
+                f"The weights of {mlp.name} are not in memory (offloaded or not loaded): load the model on one device."
+            )

@@ -1,0 +1,233 @@
+"""The calibration artefact: per layer the quantile function of |z|, from which t follows for any sparsity (sec. 4.1)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from cats.errors import CatsError
+from cats.structure import GatedMLP, find_gated_mlps
+
+SCHEMA = 1
+_INLINE = 1 << 20  # more values than this (8 bytes of JSON or more each) go beside the JSON, as safetensors
+
+
+@dataclass
+class Thresholds:
+    """Quantiles of |z|, z = act(x W_gate), of one model on one corpus.
+
+    `grid` [G]: gate sparsities, ascending from 0 to 1. `values`: thresholds at the grid, [L, G], one scalar per layer
+    (CATS), or [L, m, G], one per neuron. `grid_error`: no layer's share of |z| below `at(s)`, on the calibration
+    tokens, differs from s by more than this fraction, for any s in 0.05 … 0.95.
+    `model`, `corpus`, `policy` (padding, first token, …), `tokens`: what was measured, on what.
+    """
+
+    model: dict
+    activation: str
+    criterion: str
+    corpus: dict
+    tokens: int
+    policy: dict
+    grid: Tensor
+    values: Tensor
+    grid_error: float
+
+    @property
+    def layers(self) -> int:
+        return self.values.shape[0]
+
+    def at(self, sparsity: float | Sequence[float]) -> Tensor:
+        """Thresholds [L] or [L, m] (fp32) for one gate sparsity in [0, 1), or for one per layer.
+
+        Linear between grid points; sparsity 0 gives 0, which masks nothing. Raises CatsError outside [0, 1).
+        """
+        targets = sparsities(sparsity, self.layers)
+        values = self.values.double()
+        place = torch.searchsorted(self.grid.double(), targets, right=True).clamp(1, len(self.grid) - 1)
+        low, high = self.grid.double()[place - 1], self.grid.double()[place]
+        share = ((targets - low) / (high - low)).clamp(0, 1)
+        if self.values.ndim == 3:
+            place, share = place[:, None].expand(values.shape[:2]), share[:, None]
+        below = values.gather(-1, (place - 1)[..., None]).squeeze(-1)
+        above = values.gather(-1, place[..., None]).squeeze(-1)
+        t = torch.where(share > 0, below + share * (above - below), below)
+        t[targets == 0] = 0
+        return t.float()
+
+    def check(self, model: nn.Module | Sequence[GatedMLP], *, weights: bool = True) -> None:
+        """Raise CatsError unless these thresholds were calibrated on this model: layers, sizes, activation, weights.
+
+        `weights` False compares shapes alone, for a model whose weights are not loaded yet.
+        """
+        mlps = find_gated_mlps(model) if isinstance(model, nn.Module) else list(model)
+        name = self.model.get("id") or self.model.get("architecture") or "another model"
+        if len(mlps) != self.layers:
+            raise CatsError(f"These thresholds are for {self.layers} layers ({name}), the model has {len(mlps)}.")
+        sizes = self.model.get("intermediate_sizes") or []
+        for mlp, size in zip(mlps, sizes, strict=False):
+            if mlp.intermediate_size != size:
+                raise CatsError(
+                    f"These thresholds are for intermediate size {size} in layer {mlp.layer} ({name}), "
+                    f"the model has {mlp.intermediate_size}."
+                )
+            if mlp.activation != self.activation:
+                raise CatsError(
+                    f"These thresholds are for {self.activation} gates ({name}), the model has {mlp.activation}."
+                )
+        expected = self.model.get("gate_signs")
+        if weights and expected and fingerprint(mlps) != expected:
+            raise CatsError(
+                f"These thresholds were calibrated on other weights ({name}, gate signs {expected[:12]}): "
+                "calibrate this model with `cats calibrate`."
+            )
+
+    def provenance(self) -> dict:
+        """Everything but the values: what was measured, on what."""
+        return {
+            "model": self.model,
+            "activation": self.activation,
+            "criterion": self.criterion,
+            "corpus": self.corpus,
+            "tokens": self.tokens,
+            "policy": self.policy,
+            "grid_error": self.grid_error,
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the JSON file, and beside it `<name>.safetensors` where there is a threshold per neuron."""
+        path = Path(path)
+        document = {
+            "schema": SCHEMA,
+            **self.provenance(),
+            "shape": list(self.values.shape),
+            "grid": _shortest(self.grid),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.values.numel() > _INLINE:
+            data = save_tensors({"values": self.values.float().contiguous()})
+            beside = path.with_suffix(".safetensors")
+            document["values"] = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
+            write_atomically(beside, data)
+        else:
+            document["values"] = _shortest(self.values)
+        lines = (f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in document.items())
+        write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Thresholds":
+        """Read a thresholds file; raises CatsError for a missing, truncated, inconsistent or newer one."""
+        path = Path(path)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            reason = error.strerror.lower() if error.strerror else "it cannot be opened"
+            raise CatsError(f"The thresholds file {path} cannot be read: {reason}.") from error
+        except ValueError as error:
+            raise CatsError(f"The thresholds file {path} is not valid JSON, it may be truncated: make it again.") from error
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
+            raise CatsError(f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA}.")
+        try:
+            values = document["values"]
+            values = _beside(path, values) if isinstance(values, dict) else torch.tensor(values, dtype=torch.float32)
+            thresholds = cls(
+                model=dict(document["model"]),
+                activation=str(document["activation"]),
+                criterion=str(document["criterion"]),
+                corpus=dict(document["corpus"]),
+                tokens=int(document["tokens"]),
+                policy=dict(document["policy"]),
+                grid=torch.tensor(document["grid"], dtype=torch.float32),
+                values=values,
+                grid_error=float(document["grid_error"]),
+            )
+            expected = list(document["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CatsError(f"The thresholds file {path} lacks or garbles {error}: make it again.") from error
+        if list(values.shape) != expected or not thresholds.consistent():
+            raise CatsError(f"The thresholds file {path} is inconsistent (grid, values or shape): make it again.")
+        return thresholds
+
+    def consistent(self) -> bool:
+        """Whether grid and values are quantile functions: [G] rising from 0 to 1, finite, never falling."""
+        grid, values = self.grid, self.values
+        return (
+            grid.ndim == 1
+            and len(grid) > 1
+            and values.ndim in (2, 3)
+            and values.shape[-1] == len(grid)
+            and values.shape[0] > 0
+            and grid[0] == 0
+            and grid[-1] == 1
+            and bool((grid.diff() > 0).all())
+            and bool(values.isfinite().all())
+            and bool((values >= 0).all())
+            and bool((values.diff() >= 0).all())
+        )
+
+
+def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
+    """Gate sparsities [L] (fp64) from one number or one per layer; raises CatsError outside [0, 1)."""
+    given = sparsity.tolist() if isinstance(sparsity, Tensor) else sparsity
+    given = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * layers
+    if len(given) != layers:
+        raise CatsError(f"{len(given)} sparsities were given for {layers} layers: give one, or one per layer.")
+    for value in given:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise CatsError(f"Sparsity {value!r} is outside [0, 1): it is the share of gate activations to drop.")
+    return torch.tensor(given, dtype=torch.float64)
+
+
+def fingerprint(mlps: Sequence[GatedMLP]) -> str:
+    """sha256 over the signs of 4096 gate weights per layer, the same for every dtype that the weights are cast to."""
+    digest = hashlib.sha256()
+    for mlp in mlps:
+        weight = mlp.module.get_submodule(mlp.layout.gate).weight.detach()
+        if mlp.fused:
+            weight = weight.chunk(2)[mlp.layout.gate_half]
+        flat = weight.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 4096)][:4096]
+        digest.update(torch.signbit(sample).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary name, then rename: nothing half-written is ever read as whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CatsError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path, reference: dict) -> Tensor:
+    """The values that a thresholds file keeps in a safetensors file, if that is the file it was written with."""
+    beside = path.parent / Path(reference["file"]).name
+    try:
+        data = beside.read_bytes()
+    except OSError as error:
+        raise CatsError(f"The thresholds file {path} needs {beside.name} beside it: copy both.") from error
+    if hashlib.sha256(data).hexdigest() != reference["sha256"]:
+        raise CatsError(f"{beside} does not belong to {path.name}, or is truncated: copy both again.")
+    try:
+        return load_tensors(data)["values"]
+    except SafetensorError as error:
+        raise CatsError(f"{beside} is damaged ({error}): make it again.") from error
+
+
+def _shortest(values: Tensor) -> list:
+    """Nested lists of the shortest decimals that read back as the same fp32."""
+    if values.ndim > 1:
+        return [_shortest(row) for row in values]
+    return [float(str(value)) for value in values.float().numpy()]
