@@ -1,0 +1,36 @@
+# make book: the site from chapters executed here.  make test: everything that is checked.  make help: the rest.
+.NOTPARALLEL:
+.PHONY: help book test environment execute site lint clean
+
+help:
+	@echo "make book         run every chapter on this machine, build the site from them (about 8 minutes the first time)"
+	@echo "make test         lint, unit tests, chapters on tiny parameters, site build, pages in a browser"
+	@echo "make environment  only make .venv from requirements.lock"
+	@echo "make execute      run the chapters in place: refreshes the outputs that are committed"
+	@echo "make site         build the site from the committed outputs (seconds)"
+	@echo "make lint         ruff"
+	@echo "make clean        remove builds, keep .venv"
+
+book:
+	@bash scripts/book.sh
+
+test: environment
+	@.venv/bin/ruff check .
+	@.venv/bin/python -m pytest
+
+environment:
+	@bash scripts/environment.sh
+
+execute: environment
+	@.venv/bin/cats reproduce --in-place
+
+site: environment
+	@.venv/bin/jupyter-book build -q -W --keep-going book
+	@test -f _build/html/index.html
+	@echo "Site: $(CURDIR)/_build/html/index.html"
+
+lint: environment
+	@.venv/bin/ruff check .
+
+clean:
+	@rm -rf _build build

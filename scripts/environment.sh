@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Make .venv and install the lock and this project into it; does nothing when it is already as the lock says.
+set -u
+cd "$(dirname "$0")/.."
+minimum_mb=3000 # a CPU build of PyTorch needs 2.4 GB, a CUDA build about 8 GB
+
+die() {
+    printf 'make: %s\n' "$*" >&2
+    exit 1
+}
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+find_python() {
+    local candidate found="" without_venv=""
+    for candidate in ${PYTHON:-python3 python3.12 python3.13 python3.11 python3.14}; do
+        command -v "$candidate" >/dev/null 2>&1 || continue
+        found="$found $candidate"
+        is_new_enough "$candidate" || continue
+        if has_venv "$candidate"; then
+            printf '%s' "$candidate"
+            return
+        fi
+        without_venv="$candidate"
+    done
+    [ -n "$without_venv" ] && die "$without_venv has no venv module: install it (Debian and Ubuntu: apt install python3-venv) and run this again."
+    [ -n "$found" ] && die "Python 3.11 or newer is needed, found only $(${found##* } --version 2>&1): install a newer one or name it with PYTHON=/path/to/python3.12."
+    die "Python 3.11 or newer is needed and ${PYTHON:-python3} was not found: install it or name it with PYTHON=/path/to/python3.12."
+}
+
+explain_failure() {
+    # The log holds pip's own words; here the usual causes, each as one sentence.
+    if grep -qiE 'no space left|errno 28' "$log"; then
+        die "the disk is full: free $((minimum_mb / 1000)) GB (10 GB for a CUDA build) and run this again, it goes on from here."
+    elif grep -qiE 'connection|retrying|name resolution|timed? ?out|network is unreachable|proxyerror|ssl' "$log"; then
+        die "pip cannot reach the package index: check the network or the proxy and run this again (details: $log)."
+    fi
+    die "pip could not install requirements.lock: $(grep -iE '^error' "$log" | tail -n 1) (details: $log)."
+}
+
+install() {
+    # Quiet but alive: pip's lines go to the log, one dot on the terminal for each 10 packages.
+    # --no-compile halves the time: of 2.4 GB only what is imported is compiled, when it is imported.
+    .venv/bin/python -m pip install --no-compile --progress-bar off --no-input --disable-pip-version-check --retries 3 "$@" 2>&1 |
+        tee -a "$log" | awk '/^ *Collecting /{ if (++n % 10 == 0) { printf "."; fflush() } }'
+    [ "${PIPESTATUS[0]}" -eq 0 ] || { echo; explain_failure; }
+}
+
+stamp=.venv/installed.txt
+log=.venv/install.log
+if [ -x .venv/bin/python ]; then
+    wanted="$(pwd) $(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1) $(.venv/bin/python --version 2>&1)"
+    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
+fi
+
+python="$(find_python)" || exit 1
+free_mb="$(df -Pm . | awk 'NR == 2 { print $4 }')"
+[ "$free_mb" -ge "$minimum_mb" ] || die "only $free_mb MB of disk are free here: the environment needs $minimum_mb MB, 10 GB for a CUDA build."
+
+# An environment that was moved or whose Python is gone is made anew; one that is only out of date is brought up to date.
+clear=""
+case "$(cat "$stamp" 2>/dev/null)" in "" | "$(pwd) "*) ;; *) clear=--clear ;; esac
+.venv/bin/python -m pip --version >/dev/null 2>&1 || clear=--clear
+message="$("$python" -m venv $clear .venv 2>&1)" || die "$python could not make .venv: $(printf '%s' "$message" | tail -n 1)"
+rm -f "$stamp"
+: >"$log"
+printf 'Installing %s packages into .venv (log: %s) ' "$(grep -c '==' requirements.lock)" "$log"
+install -r requirements.lock
+install --no-deps --no-build-isolation -e .
+echo " done"
+printf '%s %s %s\n' "$(pwd)" "$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)" "$(.venv/bin/python --version 2>&1)" >"$stamp"
