@@ -38,7 +38,10 @@ COLUMNS = {
     }.items()
 }
 KERNEL_EXPERIMENTS = {"mlp_latency", "decode"}
-_PARTS = "experiment parameters rows model data hardware software git kernel_hash utc wall_s".split()
+_PARTS = (
+    *("experiment", "parameters", "rows", "model", "data"),
+    *("hardware", "software", "git", "kernel_hash", "utc", "wall_s"),
+)
 _ABSENT = object()
 
 
@@ -122,8 +125,8 @@ def write(
 def read(experiment: str, *, folder: Path | None = None, **match) -> Record:
     """The newest record of an experiment whose parameters equal every keyword given.
 
-    `model` compares the model's id, `device` is looked for in the hardware's name, `slug` compares the file name.
-    Raises CatsError where none matches, and for a truncated or foreign file.
+    `model` compares the model's id, `device` is looked for in the hardware's name, `slug` compares the file's
+    name. Raises CatsError where none matches, and for a truncated or foreign file.
     """
     _columns(experiment)
     folder = folder or paths.RECORDS
@@ -172,7 +175,7 @@ def _matches(record: Record, key: str, value) -> bool:
 
 
 def _plain(value):
-    """JSON's own types: NumPy and torch scalars as numbers, NaN as null, absolute paths by their last part."""
+    """JSON's own types: NumPy and torch scalars as numbers, NaN as null, absolute paths cut."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -188,7 +191,7 @@ def _plain(value):
 
 
 def _place(text: str, folder: Path, stem: str) -> Path:
-    """Write under a temporary name, then link to the first free name: never half-written, never over another."""
+    """Write under a temporary name, then link to the first free name: whole, and never over another."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{stem}.{os.getpid()}"
     try:
