@@ -1,4 +1,4 @@
-"""Perplexity with per-document sums, so that a sparse model is compared with the dense one document by document."""
+"""Perplexity with per-document sums, so that sparse and dense are compared document by document."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,13 +36,14 @@ def document_nll(
     bos: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Summed negative log-likelihood of each document: columns document, tokens (scored), nll_nats (their sum).
+    """Summed negative log-likelihood of each document: columns document, tokens (scored), nll_nats (the sum).
 
     A document longer than `max_length` is read in windows of `max_length` that advance by `stride` (default:
     no more overlap than the one token of context that the first target needs). Every token is scored exactly
-    once; the first of a document only where the BOS policy (`cats.corpora.bos_ids`) puts a token before it. So
-    `stride` changes the context, never the token count. `tokens_per_document` keeps the beginning of longer
-    documents. Raises CatsError where no document has a token to score, or the window does not fit the model.
+    once; the first of a document only where the BOS policy (`cats.corpora.bos_ids`) puts a token before it.
+    So `stride` changes the context, never the token count. `tokens_per_document` keeps the beginning of
+    longer documents.
+    Raises CatsError where no document has a token to score, or the window does not fit the model.
     """
     prefix = bos_ids(tokenizer, bos)
     _check_window(model, max_length, stride)
@@ -86,7 +87,8 @@ def paired_interval(
     """delta_nll = mean token NLL of `other` minus `baseline` in nats, with a percentile bootstrap interval.
 
     Documents are drawn with replacement, the same draw for both, and each draw's mean is a ratio of sums
-    (long documents weigh more, as in the mean itself). Returns delta_nll, delta_low, delta_high. Raises CatsError unless both scored the same tokens of the same documents, and two documents at least.
+    (long documents weigh more, as in the mean itself). Returns delta_nll, delta_low, delta_high.
+    Raises CatsError unless both scored the same tokens of the same documents, two documents at least.
     """
     columns = ["document", "tokens"]
     if len(baseline) != len(other) or not (baseline[columns].values == other[columns].values).all():
@@ -140,7 +142,7 @@ def _by_length(windows: list[_Window]) -> list[list[_Window]]:
 
 
 def _score(model, batch: list[_Window]) -> list[float]:
-    """Summed NLL in nats of each window's targets; logits [B, T, V] in the model's dtype, the loss in fp32."""
+    """Summed NLL in nats of each window's targets, from logits [B, T, V] raised to fp32."""
     width = len(batch[0].ids)
     input_ids = torch.zeros((len(batch), width), dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
