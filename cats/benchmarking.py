@@ -1,0 +1,117 @@
+"""Timing that can be trusted: CUDA-graph replay, eager launch, and the read bandwidth of this very device."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from cats.errors import CatsError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one call in µs: median, 5th and 95th percentile over `runs` measurements of `calls` calls each."""
+
+    median: float
+    p5: float
+    p95: float
+    runs: int
+    calls: int
+
+
+def require_gpu() -> torch.device:
+    """The current CUDA device; CatsError where there is none."""
+    if not torch.cuda.is_available():
+        raise CatsError("No CUDA device is visible: run this on a GPU machine, or read the recorded results instead.")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def summarise(samples: list[float], calls: int) -> Timing:
+    """Timing of `samples`, each the duration in µs of `calls` calls."""
+    each = sorted(sample / calls for sample in samples)
+    last = len(each) - 1
+    p5, p95 = each[round(0.05 * last)], each[round(0.95 * last)]
+    return Timing(statistics.median(each), p5, p95, len(each), calls)
+
+
+def capture(step: Callable[[int], object], calls: int, warmup: int = 3) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of step(0) ... step(calls - 1); `warmup` calls run first, so that nothing is compiled inside."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(warmup):
+            step(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            step(i)
+    return graph
+
+
+def time_graph(step: Callable[[int], object], *, calls: int = 32, runs: int = 30) -> Timing:
+    """µs a call when `calls` calls are one CUDA graph: the GPU's time, gaps between kernels included.
+
+    `step(i)` runs the i-th call and must take its weights from a set larger than the L2 cache, in rotation.
+    """
+    graph = capture(step, calls)
+    for _ in range(3):
+        graph.replay()
+    return summarise([_between_events(graph.replay) for _ in range(runs)], calls)
+
+
+def time_eager(step: Callable[[int], object], *, calls: int = 32, runs: int = 15) -> Timing:
+    """µs a call when every kernel is launched from Python: the larger of host and GPU time, on the host's clock."""
+    for i in range(3):
+        step(i)
+    samples = []
+    for _ in range(runs):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for i in range(calls):
+            step(i)
+        torch.cuda.synchronize()
+        samples.append((time.perf_counter() - start) * 1e6)
+    return summarise(samples, calls)
+
+
+def read_bandwidth(gib: float = 2.0, runs: int = 10) -> float:
+    """GB/s of a kernel that only reads `gib` GiB once: the ceiling of every memory-bound kernel on this device.
+
+    A copy is no such ceiling: `Tensor.copy_` moves a fifth less on an H100, counting bytes read and written.
+    """
+    device = require_gpu()
+    per_program = 1024 * 16
+    programs = int(gib * 2**30) // (4 * per_program)
+    data = torch.randint(0, 2**30, (programs * per_program,), dtype=torch.int32, device=device)
+    found = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def read(_: int) -> None:
+        _read[(programs,)](data, found, BLOCK=1024, TILES=16, num_warps=4)
+
+    timing = time_graph(read, calls=2, runs=runs)
+    return data.numel() * 4 / timing.p5 / 1e3
+
+
+def _between_events(work: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) * 1e3
+
+
+@triton.jit
+def _read(data_ptr, found_ptr, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * (BLOCK * TILES)
+    total = tl.zeros([BLOCK], dtype=tl.int32)
+    for i in tl.static_range(TILES):
+        total += tl.load(data_ptr + first + i * BLOCK + tl.arange(0, BLOCK), eviction_policy="evict_first")
+    # The sum must look used, or the compiler drops the loads; this value all but never occurs.
+    if tl.sum(total, axis=0) == 1234567891:
+        tl.store(found_ptr, 1)

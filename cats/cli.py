@@ -1,0 +1,181 @@
+"""What the commands of `cats` do with their parsed arguments; `cats_cli` says what these are."""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from cats import corpora, evaluation, models, paths
+from cats.accounting import account
+from cats.calibration import calibrate as calibrate_model
+from cats.errors import CatsError
+from cats.observation import SparsityMeter
+from cats.sparsify import sparsify
+from cats.structure import find_gated_mlps
+from cats.thresholds import Thresholds, sparsities
+
+
+def calibrate(given: Namespace) -> None:
+    """Stream a corpus through a model and write its thresholds file."""
+    output = Path(given.output)
+    if output.suffix != ".json":
+        raise CatsError(f"The thresholds file {output} must end in .json.")
+    if not output.absolute().parent.is_dir():
+        raise CatsError(f"The folder {output.parent} does not exist: make it first.")
+    loaded = _load(given)
+    corpus = corpora.load(given.corpus, split=given.split)
+    batches = corpora.batches(
+        corpus,
+        loaded.tokenizer,
+        tokens=given.tokens,
+        sequence_length=given.sequence_length,
+        batch_size=given.batch_size,
+        bos=given.bos,
+        seed=given.seed,
+    )
+    print(corpus)
+    thresholds = calibrate_model(
+        loaded.model,
+        batches,
+        source={"model": loaded.info, **batches.info},
+        checkpoint=output.with_suffix(".checkpoint"),
+    )
+    thresholds.save(output)
+    print(f"Wrote {output}: {thresholds.layers} layers, {thresholds.tokens:,} tokens.")
+
+
+def inspect(given: Namespace) -> None:
+    """Print a thresholds file, or what CATS saves on a model, at some sparsities."""
+    if Path(given.target).suffix == ".json":
+        _inspect_thresholds(Thresholds.load(Path(given.target)), given.sparsity)
+    else:
+        _inspect_model(given.target, given.sparsity)
+
+
+def perplexity(given: Namespace) -> None:
+    """Print perplexity of the dense and the sparse model on the same documents, paired."""
+    sparsities(given.sparsity, len(given.sparsity))
+    thresholds = _thresholds(given)
+    corpus = corpora.load(given.corpus, split=given.split, documents=given.documents, seed=given.seed)
+    print(corpus)
+    loaded = _load(given)
+    thresholds.check(loaded.model)
+
+    def score():
+        return evaluation.document_nll(
+            loaded.model, loaded.tokenizer, corpus.documents, max_length=given.sequence_length, bos=given.bos
+        )
+
+    dense = score()
+    total = evaluation.perplexity(dense)
+    print(f"{total['documents']} documents, {total['tokens']:,} tokens scored")
+    rows = [("0 (dense)", "-", f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", "-")]
+    for sparsity in given.sparsity:
+        sparsify(loaded.model, thresholds, sparsity)
+        with SparsityMeter(loaded.model) as meter:
+            scores = score()
+        total = evaluation.perplexity(scores)
+        delta = "-"
+        if len(dense) > 1:
+            pair = evaluation.paired_interval(dense, scores)
+            delta = f"{pair['delta_nll']:+.4f} [{pair['delta_low']:+.4f}, {pair['delta_high']:+.4f}]"
+        realised = f"{float(meter.overall):.3f}"
+        rows.append((f"{sparsity:g}", realised, f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", delta))
+    _table(("gate sparsity", "realised", "NLL, nats", "perplexity", "NLL - dense [95 %]"), rows)
+
+
+def generate(given: Namespace) -> None:
+    """Continue a prompt greedily; the text on stdout, the speed on stderr."""
+    if given.new_tokens < 1:
+        raise CatsError(f"--new-tokens {given.new_tokens} is too few: ask for at least one.")
+    sparsities(given.sparsity, 1)
+    thresholds = _thresholds(given) if given.sparsity else None
+    loaded = _load(given)
+    if thresholds:
+        sparsify(loaded.model, thresholds, given.sparsity)
+    inputs = loaded.tokenizer(given.prompt, return_tensors="pt").to(loaded.model.device)
+    if inputs.input_ids.shape[1] == 0:
+        raise CatsError("The prompt is empty: give some text to continue.")
+    started = time.perf_counter()
+    with torch.inference_mode():
+        ids = loaded.model.generate(**inputs, max_new_tokens=given.new_tokens, do_sample=False)[0]
+    seconds = time.perf_counter() - started
+    new = len(ids) - inputs.input_ids.shape[1]
+    print(loaded.tokenizer.decode(ids, skip_special_tokens=True))
+    print(f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} a second, prompt included", file=sys.stderr)
+
+
+def reproduce(given: Namespace) -> None:
+    """Run chapters; prints each one's time and peak memory."""
+    from cats import reproduce as runner  # papermill and Jupyter: only this command needs the extra "book"
+
+    runs = runner.reproduce(
+        given.chapters,
+        profile=given.profile,
+        parameters=runner.parse_parameters(given.parameters),
+        output=Path(given.output).absolute() if given.output else None,
+        in_place=given.in_place,
+        force=given.force,
+    )
+    executed = [run for run in runs if run.seconds is not None]
+    if executed:
+        total = sum(run.seconds for run in executed)
+        print(f"{'all':<28} {total:6.1f} s  {max(run.peak_gb for run in executed):5.2f} GB at most")
+
+
+def _load(given: Namespace) -> models.LoadedModel:
+    loaded = models.load(given.model, device=given.device, dtype=given.dtype, seed=given.seed)
+    if loaded.tokenizer is None:
+        raise CatsError(f"{given.model} has random weights and no tokenizer, so it reads no text: name another model.")
+    find_gated_mlps(loaded.model)
+    return loaded
+
+
+def _thresholds(given: Namespace) -> Thresholds:
+    if given.thresholds:
+        return Thresholds.load(Path(given.thresholds))
+    shipped = paths.THRESHOLDS / f"{given.model}.json"
+    if not shipped.is_file():
+        raise CatsError(f"No thresholds are shipped for {given.model}: make a file with `cats calibrate`, then --thresholds.")
+    return Thresholds.load(shipped)
+
+
+def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
+    corpus = thresholds.corpus
+    print(f"model       {thresholds.model.get('id', '?')} ({thresholds.layers} layers, {thresholds.activation} gate)")
+    print(f"criterion   {thresholds.criterion}, sparsity exact to {100 * thresholds.grid_error:.3f} percentage points")
+    print(f"corpus      {corpus.get('name', '?')} ({corpus.get('split', '?')}), {thresholds.tokens:,} tokens")
+    print(f"policy      {json.dumps(thresholds.policy, ensure_ascii=False)}")
+    columns = [thresholds.at(s) for s in at]
+    per_neuron = columns[0].ndim == 2
+    if per_neuron:
+        print("thresholds are one per neuron: the table shows each layer's median")
+    values = [column.median(dim=1).values if per_neuron else column for column in columns]
+    rows = [(str(layer), *(f"{column[layer]:.4f}" for column in values)) for layer in range(thresholds.layers)]
+    _table(("layer", *(f"t at s = {s:g}" for s in at)), rows)
+
+
+def _inspect_model(name: str, at: list[float]) -> None:
+    sparsities(at, len(at))
+    shape = account(models.config(name))
+    print(f"{name}: {shape.layers} layers, hidden size {shape.hidden_size}, intermediate size {shape.intermediate_size}")
+    rows = [
+        (
+            f"{s:g}",
+            f"{100 * shape.model_sparsity(s):.1f} %",
+            f"{shape.bytes_per_token(s) / 1e9:.3f}",
+            f"{shape.mlp_speedup_bound(s):.2f}",
+            f"{shape.speedup_bound(s):.2f}",
+        )
+        for s in [0.0, *at]
+    ]
+    _table(("gate sparsity", "model sparsity", "GB a token, 16-bit", "MLP bound", "decode bound"), rows)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
