@@ -3,7 +3,7 @@
 .PHONY: help book test environment execute site lint clean
 
 help:
-	@echo "make book         run every chapter on this machine, build the site from them (about 8 minutes the first time)"
+	@echo "make book         run every chapter on this machine, build the site from them (some minutes the first time)"
 	@echo "make test         lint, unit tests, chapters on tiny parameters, site build, pages in a browser"
 	@echo "make environment  only make .venv from requirements.lock"
 	@echo "make execute      run the chapters in place: refreshes the outputs that are committed"
@@ -14,9 +14,8 @@ help:
 book:
 	@bash scripts/book.sh
 
-test: environment
-	@.venv/bin/ruff check .
-	@.venv/bin/python -m pytest
+test:
+	@bash scripts/test.sh
 
 environment:
 	@bash scripts/environment.sh

@@ -1,24 +1,28 @@
 #!/usr/bin/env bash
 # The first command of the README: environment, model, chapters run live, site; with the time that each took.
-set -u
-cd "$(dirname "$0")/.."
-report=""
+. "$(dirname "$0")/common.sh"
 
-step() {
-    local name="$1" start=$SECONDS
-    shift
-    printf '\n== %s\n' "$name"
-    "$@" || { printf 'make: the step "%s" failed.\n' "$name" >&2; exit 1; }
-    report="$report$(printf '  %-12s %4d s' "$name" $((SECONDS - start)))"$'\n'
+fetch_model() {
+    .venv/bin/python - <<'PYTHON'
+import sys
+
+from cats import CatsError, embedded, models
+
+try:
+    embedded.model_folder(models.DEFAULT)
+except CatsError as error:
+    sys.exit(f"make: {error}")
+PYTHON
 }
 
 build_site() {
-    # Built beside the committed chapters' site settings, from the executed copies, into the usual place.
-    .venv/bin/jupyter-book build -q -W --keep-going --path-output . _build/live/book && [ -f _build/html/index.html ]
+    # From the executed copies, into the usual place.
+    .venv/bin/jupyter-book build -q -W --keep-going --path-output . _build/live/book && [ -f _build/html/index.html ] ||
+        die "the site could not be built, for the reasons above: mend the page named, or run make clean and this again."
 }
 
 step environment bash scripts/environment.sh
-step model .venv/bin/python -c 'from cats import embedded, models; embedded.model_folder(models.DEFAULT)'
+step model fetch_model
 step chapters .venv/bin/cats reproduce
 step site build_site
 
