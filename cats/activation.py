@@ -89,7 +89,8 @@ class CatsMLP(nn.Module):
 
     `threshold`: fp32 buffer, [] or [m], which stays fp32 when the model is cast. `prefill`: "masked" masks every
     token (the paper), "dense" leaves calls with more than one token a sequence unmasked. `observer`, when set, is
-    called with z = act(x W_gate), [..., m], before masking.
+    called with z = act(x W_gate), [..., m], before masking. `combine`, when set, computes CATS_t(act(gate)) * up from
+    gate and up, [..., m], instead of this module: `cats.masking` counts and applies its policies there.
     """
 
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
@@ -101,6 +102,7 @@ class CatsMLP(nn.Module):
         self.activation = layout.activation
         self.prefill = prefill
         self.observer: Callable[[Tensor], None] | None = None
+        self.combine: Callable[[Tensor, Tensor], Tensor] | None = None
         for name, child in dense.named_children():
             self.add_module(name, child)
         gate = getattr(self, layout.gate)
@@ -112,6 +114,8 @@ class CatsMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., d] → y: [..., d]."""
         gate, up = self._gate_up(x)
+        if self.combine is not None:
+            return getattr(self, self.layout.down)(self.combine(gate, up))
         act = self.layout.act
         z = getattr(self, act)(gate) if isinstance(act, str) else act(gate)
         if self.observer is not None:
