@@ -89,8 +89,9 @@ class CatsMLP(nn.Module):
 
     `threshold`: fp32 buffer, [] or [m], which stays fp32 when the model is cast. `prefill`: "masked" masks every
     token (the paper), "dense" leaves calls with more than one token a sequence unmasked. `observer`, when set, is
-    called with z = act(x W_gate), [..., m], before masking. `combine`, when set, computes CATS_t(act(gate)) * up from
-    gate and up, [..., m], instead of this module: `cats.masking` counts and applies its policies there.
+    called with z = act(x W_gate) and x W_up, both [..., m], before masking. `combine`, when set, computes
+    CATS_t(act(gate)) * up from gate and up, [..., m], instead of this module: `cats.masking` counts and applies its
+    policies there.
     """
 
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
@@ -101,7 +102,7 @@ class CatsMLP(nn.Module):
         self.layout = layout
         self.activation = layout.activation
         self.prefill = prefill
-        self.observer: Callable[[Tensor], None] | None = None
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.combine: Callable[[Tensor, Tensor], Tensor] | None = None
         for name, child in dense.named_children():
             self.add_module(name, child)
@@ -119,7 +120,7 @@ class CatsMLP(nn.Module):
         act = self.layout.act
         z = getattr(self, act)(gate) if isinstance(act, str) else act(gate)
         if self.observer is not None:
-            self.observer(z)
+            self.observer(z, up)
         if self.masks(z):
             z = cats(z, self.threshold)
         return getattr(self, self.layout.down)(z * up)

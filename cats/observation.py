@@ -11,7 +11,9 @@ from cats.structure import cats_mlps
 
 
 class Observation:
-    """Context manager that calls `see(layer, module, z)` with the activations z [N, m] of valid tokens, before masking.
+    """Context manager that calls `see(layer, module, z, up)` for each sparse MLP, in layer order.
+
+    z = act(x W_gate) and up = x W_up, [N, m], are those of valid tokens, before masking, without gradient.
 
     Valid tokens: `valid` [B, T], or else the `attention_mask` of each call of `model`, of which the last T columns
     count (a cache holds the others); every token where there is neither. `keep(mask)` [B, T] may narrow it further.
@@ -20,7 +22,7 @@ class Observation:
     def __init__(
         self,
         model: nn.Module,
-        see: Callable[[int, CatsMLP, Tensor], None],
+        see: Callable[[int, CatsMLP, Tensor, Tensor], None],
         *,
         valid: Tensor | None = None,
         keep: Callable[[Tensor], Tensor] | None = None,
@@ -58,11 +60,10 @@ class Observation:
             mask = mask if self.keep is None else self.keep(mask)
         self._mask, self._rows = mask, None
 
-    def _observer(self, layer: int, module: CatsMLP) -> Callable[[Tensor], None]:
-        def observe(z: Tensor) -> None:
+    def _observer(self, layer: int, module: CatsMLP) -> Callable[[Tensor, Tensor], None]:
+        def observe(z: Tensor, up: Tensor) -> None:
             self.masking = module.masks(z)
-            z = z.detach()
-            self.see(layer, module, self._select(z))
+            self.see(layer, module, self._select(z.detach()), self._select(up.detach()))
 
         return observe
 
@@ -140,7 +141,7 @@ class SparsityMeter:
     def per_token(self) -> Tensor:
         return torch.stack([torch.cat(parts) for parts in self._tokens])
 
-    def _see(self, layer: int, module: CatsMLP, z: Tensor) -> None:
+    def _see(self, layer: int, module: CatsMLP, z: Tensor, _: Tensor) -> None:
         if not self._observation.masking:
             return
         zeroed = ((z.abs() < module.threshold.reshape(-1)) | (z == 0)).sum(-1)
