@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# scripts/measure.sh PARAMS [CHAPTER...]: run chapters through papermill under a params file and gather anew in runs/
+# the executed notebooks and the records and thresholds that they wrote: what the GPU workflow keeps.
+. "$(dirname "$0")/common.sh"
+
+params="${1:-}"
+[ -n "$params" ] || die "name a params file first: scripts/measure.sh gpu 02_calibration"
+shift
+chapters=()
+for chapter in "$@"; do
+    [ -n "$chapter" ] && chapters+=("$chapter")
+done
+
+bash scripts/environment.sh || exit 1
+new_files() { git ls-files --others --exclude-standard -- data/records data/thresholds; }
+before="$(new_files)"
+rm -rf runs && mkdir -p runs/records || die "the folder runs cannot be made: check the rights and the space of $PWD."
+.venv/bin/cats reproduce "${chapters[@]}" --profile "$params" --output runs --force
+status=$?
+
+new_files | while IFS= read -r file; do
+    grep -qxF -- "$file" <<<"$before" || cp -- "$file" runs/records/
+done
+mv _build/partial/*.ipynb runs/ 2>/dev/null # how far a failed chapter got
+find runs -type f | sort
+exit "$status"
