@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from cats_kernels import decode, reference
+from cats_kernels import cpu, decode, reference
 
 MAX_ROWS = 16
 
@@ -70,7 +70,7 @@ def _on_cpu(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dty
     if triton.knobs.runtime.interpret:
         return _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
     _check(x, w_gate, w_up, w_down_t, threshold, activation, mask)
-    return reference.cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
+    return cpu.cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 
 def _fake(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):

@@ -1,0 +1,152 @@
+"""The CATS MLP on a CPU: the compiled kernel on PyTorch's own threads, or masked dense without numba."""
+
+import ctypes
+import logging
+import os
+import struct
+import threading
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cats_kernels import reference
+
+logger = logging.getLogger(__name__)
+
+CHUNKS = 64  # most chunks a call: threads end within 1/64 of each other, partial sums stay below 1 % of bytes
+CHUNK_ROWS = 32  # fewest neurons a chunk: 48 chunks for the 1536 neurons of SmolLM2-135M
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+_threads = threading.local()
+_compiling = threading.Lock()
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# A forked child has no pool of threads, and the OpenMP library would wait for the parent's.
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype):
+    """y [B, d] as `reference.cats_mlp`, for checked arguments; masked dense where there is no kernel."""
+    kernel = compiled(w_gate.dtype) if x.numel() and w_gate.numel() else None
+    if kernel is None:
+        return masked_dense(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
+    tokens, d = x.shape
+    m = w_gate.shape[0]
+    x32 = x.float().contiguous()
+    y = torch.empty(tokens, d, dtype=torch.float32)
+    if mask is None:
+        threshold = threshold.float().contiguous()
+        limits = (threshold.data_ptr(), threshold.dim(), 0, 0)
+    else:
+        mask = mask.contiguous()
+        limits = (0, 0, mask.data_ptr(), m if mask.dim() == 2 else 0)
+    weights = (w_gate.data_ptr(), w_up.data_ptr(), w_down_t.data_ptr())
+    _workspace(tokens, m, d).run(kernel, x32.data_ptr(), *weights, y.data_ptr(), _number(activation), *limits)
+    return y.to(x.dtype if out_dtype is None else out_dtype)
+
+
+def masked_dense(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype):
+    """The same by dense matrix products in the weights' dtype: every weight is read, none is copied."""
+    z = reference.ACTIVATIONS[activation](F.linear(x, w_gate).float())
+    keep = reference.survivors(z, threshold.float()) if mask is None else mask.expand_as(z)
+    h = torch.where(keep, z * F.linear(x, w_up), 0.0)
+    return (h.to(x.dtype) @ w_down_t).to(x.dtype if out_dtype is None else out_dtype)
+
+
+def compiled(dtype: torch.dtype):
+    """The kernel for weights of `dtype` as a ctypes function, compiled once; None where there is none."""
+    with _compiling:
+        return _compiled(dtype)
+
+
+@cache
+def _compiled(dtype):
+    if dtype not in DTYPES:
+        return None
+    try:
+        from cats_kernels import cpu_kernel
+    except ImportError as error:
+        logger.warning("CATS decodes on this CPU without a speed-up, by dense products: install numba (%s).", error)
+        return None
+    return cpu_kernel.compiled(DTYPES[dtype])
+
+
+@cache
+def _parallel():
+    """GOMP_parallel of the OpenMP library that PyTorch itself is linked to; None where it has another pool.
+
+    A second pool would compete with PyTorch's threads, which spin for milliseconds after each operation.
+    """
+    try:
+        start = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    start.restype = None
+    start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    return start
+
+
+class _Workspace:
+    """Arguments and scratch memory of one thread for calls of one shape."""
+
+    def __init__(self, tokens: int, m: int, d: int):
+        from cats_kernels import cpu_kernel
+
+        rows = max(CHUNK_ROWS, -(-m // CHUNKS))
+        rows = -(-rows // cpu_kernel.LANES) * cpu_kernel.LANES
+        chunks = -(-m // rows)
+        group = 2 * cpu_kernel.LANES
+        sizes = {
+            "arguments": 8 * len(cpu_kernel.ARGUMENTS),
+            "zeros": 4 * d,
+            "survivors": 8 * m,
+            "kept": m * tokens,
+            "z": 4 * m * tokens,
+            "numbers": 8 * chunks * group,
+            "sums": 4 * chunks * group * tokens,
+            "partial": 4 * chunks * tokens * d,
+        }
+        ends = np.cumsum([-(-size // 64) * 64 for size in sizes.values()])
+        self._memory = np.zeros(ends[-1] + 64, dtype=np.uint8)
+        start = -self._memory.ctypes.data % 64
+        self._view = self._memory[start:]
+        self._address = self._memory.ctypes.data + start
+        places = dict(zip(sizes, (self._address + np.concatenate(([0], ends[:-1]))).tolist(), strict=True))
+        known = {"counters": self._address, "tokens": tokens, "m": m, "d": d, "chunks": chunks, "rows": rows}
+        fixed = [{**places, **known}[name] for name in cpu_kernel.ARGUMENTS[len(cpu_kernel.CALL) :]]
+        struct.pack_into(f"{len(fixed)}q", self._view, 8 * len(cpu_kernel.CALL), *fixed)
+        self._pack = struct.Struct(f"{len(cpu_kernel.CALL)}q").pack_into
+        self._chunks = chunks
+
+    def run(self, kernel, *call: int) -> None:
+        """Run `kernel` on the arguments CALL, less its two counters, with as many threads as PyTorch has."""
+        self._pack(self._view, 0, 0, 0, *call)
+        threads = 1 if _forked else min(torch.get_num_threads(), self._chunks)
+        parallel = _parallel() if threads > 1 else None
+        if parallel is None:
+            kernel(self._address)
+        else:
+            parallel(ctypes.cast(kernel, ctypes.c_void_p), self._address, threads, 0)
+
+
+def _workspace(tokens: int, m: int, d: int) -> _Workspace:
+    known = _threads.__dict__
+    if (tokens, m, d) not in known:
+        known[tokens, m, d] = _Workspace(tokens, m, d)
+    return known[tokens, m, d]
+
+
+@cache
+def _number(activation: str) -> int:
+    from cats_kernels import cpu_kernel
+
+    return cpu_kernel.ACTIVATIONS[activation]
