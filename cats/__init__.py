@@ -1,8 +1,9 @@
-"""CATS (arXiv 2404.08763): contextually-aware thresholding of gated MLPs, as a library for Hugging Face models.
+"""CATS (arXiv 2404.08763): contextually-aware thresholding of gated MLPs in Hugging Face models.
 
 Importing this package registers the quantization method "cats" with Transformers.
 """
 
+from cats.calibration import calibrate
 from cats.errors import CatsError
 from cats.hf import CatsConfig
 from cats.observation import SparsityMeter
@@ -15,6 +16,7 @@ __all__ = [
     "CatsError",
     "SparsityMeter",
     "Thresholds",
+    "calibrate",
     "cats_mlps",
     "find_gated_mlps",
     "restore",

@@ -37,13 +37,12 @@ def calibrate(given: Namespace) -> None:
         seed=given.seed,
     )
     print(corpus)
+    checkpoint = output.with_suffix(".checkpoint")
     thresholds = calibrate_model(
-        loaded.model,
-        batches,
-        source={"model": loaded.info, **batches.info},
-        checkpoint=output.with_suffix(".checkpoint"),
+        loaded.model, batches, source={"model": loaded.info, **batches.info}, checkpoint=checkpoint
     )
     thresholds.save(output)
+    checkpoint.unlink(missing_ok=True)
     print(f"Wrote {output}: {thresholds.layers} layers, {thresholds.tokens:,} tokens.")
 
 

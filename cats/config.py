@@ -37,7 +37,7 @@ class CatsConfig(QuantizationConfigMixin):
             thresholds = Thresholds.load(thresholds)
         if isinstance(thresholds, Thresholds):
             self.calibrated = thresholds
-            self.per = "neuron" if thresholds.values.ndim == 3 else "layer"
+            self.per = thresholds.per
             thresholds = thresholds.provenance()
         if not isinstance(thresholds, dict):
             raise CatsError("CatsConfig needs thresholds: the path of a file that `cats calibrate` wrote.")

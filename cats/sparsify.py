@@ -28,7 +28,7 @@ def sparsify(
     """
     config = CatsConfig(sparsity, thresholds, prefill=prefill).applied()
     mlps = find_gated_mlps(model)
-    _check_weights(mlps)
+    check_weights(mlps)
     thresholds.check(mlps)
     t = thresholds.at(sparsity)
     modules = swap_in(model, mlps, prefill=prefill)
@@ -77,6 +77,13 @@ def swap_in(model: nn.Module, mlps: Sequence[GatedMLP], *, prefill: str) -> list
     return modules
 
 
+def swap_out(model: nn.Module, mlps: Sequence[GatedMLP]) -> None:
+    """Put the dense modules of `mlps` back, as they were before `swap_in`."""
+    for mlp in mlps:
+        parent, _, name = mlp.name.rpartition(".")
+        setattr(model.get_submodule(parent), name, mlp.module)
+
+
 def store_by_columns(module: CatsMLP) -> None:
     """Give W_down [d, m] strides (1, d), so that its transpose is contiguous [m, d] and no second copy is needed."""
     weight = _down_weight(module)
@@ -110,7 +117,8 @@ def _down_weight(module: CatsMLP) -> nn.Parameter:
     return getattr(down, "base_layer", down).weight
 
 
-def _check_weights(mlps: Sequence[GatedMLP]) -> None:
+def check_weights(mlps: Sequence[GatedMLP]) -> None:
+    """Raise CatsError where weights are not in memory."""
     for mlp in mlps:
         if any(parameter.is_meta for parameter in mlp.module.parameters()):
             raise CatsError(

@@ -17,7 +17,7 @@ from cats.errors import CatsError
 from cats.structure import GatedMLP, find_gated_mlps
 
 SCHEMA = 1
-_INLINE = 1 << 20  # more values than this (8 bytes of JSON or more each) go beside the JSON, as safetensors
+_INLINE = 1 << 15  # more values than this (10 bytes of JSON each) go beside the JSON, as safetensors
 
 
 @dataclass
@@ -25,8 +25,9 @@ class Thresholds:
     """Quantiles of |z|, z = act(x W_gate), of one model on one corpus.
 
     `grid` [G]: gate sparsities, ascending from 0 to 1. `values`: thresholds at the grid, [L, G], one scalar per layer
-    (CATS), or [L, m, G], one per neuron. `grid_error`: no layer's share of |z| below `at(s)`, on the calibration
-    tokens, differs from s by more than this fraction, for any s in 0.05 … 0.95.
+    (CATS), or [L, m, G], one per neuron. `scale` [L, m], where given: `values` [L, G] are quantiles of |z| scale, so
+    neuron j drops z where |z| < t / scale_j. `grid_error`: no layer's share of activations that are zero or below
+    `at(s)`, on the calibration tokens, differs from s by more than this fraction, for any s in 0.05 … 0.95.
     `model`, `corpus`, `policy` (padding, first token, …), `tokens`: what was measured, on what.
     """
 
@@ -39,10 +40,16 @@ class Thresholds:
     grid: Tensor
     values: Tensor
     grid_error: float
+    scale: Tensor | None = None
 
     @property
     def layers(self) -> int:
         return self.values.shape[0]
+
+    @property
+    def per(self) -> str:
+        """What has a threshold of its own, "layer" or "neuron"."""
+        return "layer" if self.values.ndim == 2 and self.scale is None else "neuron"
 
     def at(self, sparsity: float | Sequence[float]) -> Tensor:
         """Thresholds [L] or [L, m] (fp32) for one gate sparsity in [0, 1), or for one per layer.
@@ -50,15 +57,9 @@ class Thresholds:
         Linear between grid points; sparsity 0 gives 0, which masks nothing. Raises CatsError outside [0, 1).
         """
         targets = sparsities(sparsity, self.layers)
-        values = self.values.double()
-        place = torch.searchsorted(self.grid.double(), targets, right=True).clamp(1, len(self.grid) - 1)
-        low, high = self.grid.double()[place - 1], self.grid.double()[place]
-        share = ((targets - low) / (high - low)).clamp(0, 1)
-        if self.values.ndim == 3:
-            place, share = place[:, None].expand(values.shape[:2]), share[:, None]
-        below = values.gather(-1, (place - 1)[..., None]).squeeze(-1)
-        above = values.gather(-1, place[..., None]).squeeze(-1)
-        t = torch.where(share > 0, below + share * (above - below), below)
+        t = interpolate(self.grid, self.values, targets[(..., *[None] * (self.values.ndim - 1))]).squeeze(-1)
+        if self.scale is not None:
+            t = t[:, None] / self.scale.double()
         t[targets == 0] = 0
         return t.float()
 
@@ -111,13 +112,20 @@ class Thresholds:
             "grid": _shortest(self.grid),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.values.numel() > _INLINE:
-            data = save_tensors({"values": self.values.float().contiguous()})
+        tensors = {"values": self.values, "scale": self.scale}
+        large = {
+            name: tensor.float().contiguous()
+            for name, tensor in tensors.items()
+            if tensor is not None and tensor.numel() > _INLINE
+        }
+        if large:
+            data = save_tensors(large)
             beside = path.with_suffix(".safetensors")
-            document["values"] = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
+            reference = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
             write_atomically(beside, data)
-        else:
-            document["values"] = _shortest(self.values)
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                document[name] = reference if name in large else _shortest(tensor)
         lines = (f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in document.items())
         write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
@@ -136,8 +144,7 @@ class Thresholds:
         if schema != SCHEMA:
             raise CatsError(f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA}.")
         try:
-            values = document["values"]
-            values = _beside(path, values) if isinstance(values, dict) else torch.tensor(values, dtype=torch.float32)
+            values = _tensor(path, document, "values")
             thresholds = cls(
                 model=dict(document["model"]),
                 activation=str(document["activation"]),
@@ -148,6 +155,7 @@ class Thresholds:
                 grid=torch.tensor(document["grid"], dtype=torch.float32),
                 values=values,
                 grid_error=float(document["grid_error"]),
+                scale=_tensor(path, document, "scale") if "scale" in document else None,
             )
             expected = list(document["shape"])
         except (KeyError, TypeError, ValueError) as error:
@@ -158,7 +166,7 @@ class Thresholds:
 
     def consistent(self) -> bool:
         """Whether grid and values are quantile functions: [G] rising from 0 to 1, finite, never falling."""
-        grid, values = self.grid, self.values
+        grid, values, scale = self.grid, self.values, self.scale
         return (
             grid.ndim == 1
             and len(grid) > 1
@@ -171,7 +179,23 @@ class Thresholds:
             and bool(values.isfinite().all())
             and bool((values >= 0).all())
             and bool((values.diff() >= 0).all())
+            and (
+                scale is None
+                or (values.ndim == scale.ndim == 2 and len(scale) == len(values))
+                and bool(scale.isfinite().all())
+                and bool((scale >= 0).all())
+            )
         )
+
+
+def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
+    """Values [..., S] (fp64) of quantile functions [..., G] at `targets` [..., S], linear between points of the grid."""
+    grid, values = grid.double(), values.double()
+    targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
+    place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)
+    share = ((targets - grid[place - 1]) / (grid[place] - grid[place - 1])).clamp(0, 1)
+    below = values.gather(-1, place - 1)
+    return below + share * (values.gather(-1, place) - below)
 
 
 def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
@@ -211,17 +235,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _beside(path: Path, reference: dict) -> Tensor:
-    """The values that a thresholds file keeps in a safetensors file, if that is the file it was written with."""
-    beside = path.parent / Path(reference["file"]).name
+def _tensor(path: Path, document: dict, name: str) -> Tensor:
+    """Values that a thresholds file holds, or keeps in the safetensors file that it was written with."""
+    held = document[name]
+    if not isinstance(held, dict):
+        return torch.tensor(held, dtype=torch.float32)
+    beside = path.parent / Path(held["file"]).name
     try:
         data = beside.read_bytes()
     except OSError as error:
         raise CatsError(f"The thresholds file {path} needs {beside.name} beside it: copy both.") from error
-    if hashlib.sha256(data).hexdigest() != reference["sha256"]:
+    if hashlib.sha256(data).hexdigest() != held["sha256"]:
         raise CatsError(f"{beside} does not belong to {path.name}, or is truncated: copy both again.")
     try:
-        return load_tensors(data)["values"]
+        return load_tensors(data)[name]
     except SafetensorError as error:
         raise CatsError(f"{beside} is damaged ({error}): make it again.") from error
 
