@@ -1,0 +1,111 @@
+"""Greedy continuation of many prompts at once, with rows that end at different steps, for generative tasks."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from cats.masking import Masking
+
+_CHECK = 16  # steps between two looks at the text: each look is a synchronisation
+
+
+@torch.inference_mode()
+def continue_prompts(
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    eos: Sequence[int],
+    ended: Callable[[list[int]], int | None],
+    masking: Masking,
+    prefill_tokens: int,
+) -> list[list[int]]:
+    """Token ids that `model` adds to each prompt: at most `new_tokens`, up to and with the first of `eos`.
+
+    `ended(ids)` says after how many tokens a row was over for another reason, None while it is not. The prompts are
+    read in parts of about `prefill_tokens` tokens. `masking` counts each row's own steps alone.
+    """
+    ids, valid = left_padded(prompts, model.device)
+    rows, width = ids.shape
+    lengths = valid.sum(1)
+    cache, following = _read(model, ids, valid, masking, prefill_tokens)
+    mask = torch.cat([valid, valid.new_ones(rows, new_tokens)], dim=1)
+    ends = torch.tensor(list(eos), device=ids.device)
+    tokens = ids.new_zeros(rows, new_tokens)
+    done = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+    masking.start_rows()
+    step = 0
+    while True:
+        tokens[:, step] = following
+        done |= torch.isin(following, ends)
+        step += 1
+        if step == new_tokens or (step % _CHECK == 0 and _all_over(tokens[:, :step], done, ended)):
+            break
+        masking.begin("decode", ~done[:, None])
+        logits = model(
+            input_ids=following[:, None],
+            attention_mask=mask[:, : width + step].long(),
+            position_ids=(lengths + step - 1)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        following = logits[:, -1].argmax(-1)
+    added = [_cut(row, set(eos), ended) for row in tokens[:, :step].tolist()]
+    masking.count_rows(torch.tensor([len(row) - 1 for row in added]))  # the first token came with the prompt
+    return added
+
+
+def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T] and which of them are no padding: on the left, so that every row ends in the last column."""
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    valid = torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        if tokens:
+            ids[row, -len(tokens) :] = torch.tensor(tokens)
+            valid[row, -len(tokens) :] = True
+    return ids.to(device), valid.to(device)
+
+
+def _read(model, ids: Tensor, valid: Tensor, masking: Masking, prefill_tokens: int) -> tuple[DynamicCache, Tensor]:
+    """The cache behind all prompts, and the token that follows each."""
+    step = max(1, prefill_tokens // ids.shape[1])
+    caches, following = [], []
+    for start in range(0, len(ids), step):
+        part = slice(start, start + step)
+        cache = DynamicCache(config=model.config)
+        masking.begin("prefill", valid[part])
+        logits = model(
+            input_ids=ids[part],
+            attention_mask=valid[part].long(),
+            position_ids=(valid[part].cumsum(1) - 1).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        caches.append(cache)
+        following.append(logits[:, -1].argmax(-1))
+    whole = caches[0]
+    for number, layer in enumerate(whole.layers if len(caches) > 1 else ()):
+        layer.keys = torch.cat([cache.layers[number].keys for cache in caches])
+        layer.values = torch.cat([cache.layers[number].values for cache in caches])
+        for cache in caches[1:]:
+            cache.layers[number].keys = cache.layers[number].values = None
+    return whole, torch.cat(following)
+
+
+def _all_over(tokens: Tensor, done: Tensor, ended: Callable) -> bool:
+    """Mark rows whose text is over in `done`, in place; whether every row is over."""
+    over = done.tolist()
+    for row, ids in enumerate(tokens.tolist()):
+        over[row] = over[row] or ended(ids) is not None
+    done.copy_(torch.tensor(over))
+    return all(over)
+
+
+def _cut(ids: list[int], eos: set[int], ended: Callable) -> list[int]:
+    first = next((place + 1 for place, token in enumerate(ids) if token in eos), len(ids))
+    length = ended(ids[:first])
+    return ids[: first if length is None else length]

@@ -1,0 +1,227 @@
+"""lm-eval's Hugging Face model with batches by tokens, contexts read once, and the masking of `cats.masking`."""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from cats.continuation import left_padded
+from cats.errors import CatsError
+from cats.generating import Generating
+from cats.masking import Masking
+
+_CPU_TOKENS = 2048
+_GPU_TOKENS = 65_536
+_SHAREABLE = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+_SHORTEST = 8  # shorter contexts are not worth a call of their own
+_PADDING = 64  # at most so much padding of a context in its batch, which counts in a sliding window
+_KEPT = 1 << 31  # logits of one call, at most: 4 GB in 16 bits
+_LOGITS = 1 << 26  # logits raised to fp32 at a time: 268 MB
+
+
+@dataclass
+class _Group:
+    """Requests with one context: `context` token ids, and of each continuation its place in the results and ids."""
+
+    context: list[int]
+    continuations: list[tuple[int, list[int]]]
+
+    @property
+    def longest(self) -> int:
+        return max(len(ids) for _, ids in self.continuations)
+
+
+class Harness(Generating):
+    """A drop-in for lm-eval's HFLM over a loaded model: the same requests, prompts and scores, in less time.
+
+    Continuations of one context are scored over one reading of it where the model's cache allows; a batch holds
+    about `tokens` tokens, halved when memory does not suffice. Log-probabilities are summed in fp32. `masking` is
+    told of each call. Generation is plain greedy search.
+    """
+
+    def __init__(self, model, tokenizer, *, masking: Masking | None = None, tokens: int | None = None):
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1 << 20)  # rolling windows all at once
+        self.masking = masking or Masking(model)
+        self.tokens = tokens or (_GPU_TOKENS if self.device.type == "cuda" else _CPU_TOKENS)
+        self.processed = 0  # tokens that the model has read, padding excluded
+        self.label = "requests"
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def encode(self, requests) -> list[tuple]:
+        """The token ids of log-likelihood requests, as `loglikelihood` makes them: (strings, context, continuation)."""
+        kept: list[tuple] = []
+        scorer = self._loglikelihood_tokens
+        self._loglikelihood_tokens = lambda encoded, **_: kept.extend(encoded)
+        try:
+            self.loglikelihood(requests, disable_tqdm=True)
+        finally:
+            self._loglikelihood_tokens = scorer
+        return kept
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+        """(log-probability, is greedy) of each (strings, context ids, continuation ids), in order."""
+        results: list[tuple[float, bool] | None] = [None] * len(requests)
+        single, shared = self._groups(requests)
+        with tqdm(total=len(requests), desc=self.label, unit="req", disable=disable_tqdm or None) as bar:
+            for groups, score in ((shared, self._score_shared), (single, self._score_single)):
+                for batch in self._batches(groups):
+                    self._scored(batch, score, results)
+                    bar.update(sum(len(group.continuations) for group in batch))
+        return results
+
+    def _scored(self, batch: list[_Group], score, results: list) -> None:
+        """Score a batch; where memory does not suffice, its halves, and smaller batches from then on."""
+        try:
+            found = score(batch)
+        except torch.cuda.OutOfMemoryError:
+            found = None
+        if found is not None:
+            for (place, _), value in zip((item for group in batch for item in group.continuations), found, strict=True):
+                results[place] = value
+            return
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            raise CatsError(
+                f"One request of {len(batch[0].context)} tokens does not fit the GPU's memory: use a larger GPU."
+            )
+        self.tokens = max(self.tokens // 2, 1024)
+        middle = len(batch) // 2
+        self._scored(batch[:middle], score, results)
+        self._scored(batch[middle:], score, results)
+
+    def _groups(self, requests) -> tuple[list[_Group], list[_Group]]:
+        """(groups whose context is read together with what is scored, groups whose context is read once for all)."""
+        by_context: dict[tuple, list] = {}
+        for place, (_, context, continuation) in enumerate(requests):
+            by_context.setdefault(tuple(context), []).append((place, list(continuation)))
+        single, shared = [], []
+        for context, continuations in by_context.items():
+            # longest first: the k-th continuations of a batch are then of similar length
+            continuations.sort(key=lambda item: -len(item[1]))
+            group = _Group(list(context), continuations)
+            if len(context) + group.longest > self.max_length + 1:
+                single += [_truncated(group.context, item, self.max_length + 1) for item in continuations]
+            elif group.longest == 1:
+                single.append(group)
+            elif len(continuations) > 1 and len(context) >= _SHORTEST and self._sharing(group):
+                shared.append(group)
+            else:
+                single += [_Group(group.context, [item]) for item in continuations]
+        return single, shared
+
+    def _sharing(self, group: _Group) -> bool:
+        """Whether a context may be read apart: not where a mask depends on the length of what follows."""
+        if self.masking.policy.last_share < 1:
+            return False
+        layers = DynamicCache(config=self.model.config).layers
+        if any(type(layer).__name__ not in _SHAREABLE for layer in layers):
+            return False
+        windows = [layer.sliding_window for layer in layers if getattr(layer, "sliding_window", None)]
+        return len(group.context) + group.longest + _PADDING < min(windows, default=1 << 30)
+
+    def _batches(self, groups: list[_Group]):
+        """Batches of similar length, longest first, of at most `tokens` tokens with padding."""
+        groups = sorted(groups, key=lambda group: (-len(group.context), -group.longest))
+        start = 0
+        while start < len(groups):
+            first = len(groups[start].context)
+            stop, widest = start, 0
+            while stop < len(groups) and (stop == start or first - len(groups[stop].context) < _PADDING):
+                widest = max(widest, groups[stop].longest)
+                count = stop + 1 - start
+                kept = count * widest * self.model.config.get_text_config().vocab_size
+                if stop > start and ((first + widest) * count > self.tokens or kept > _KEPT):
+                    break
+                stop += 1
+            yield groups[start:stop]
+            start = stop
+
+    @torch.inference_mode()
+    def _score_single(self, batch: list[_Group]) -> list[tuple[float, bool]]:
+        """One call: context and continuation but for its last token; several one-token continuations share it."""
+        rows = [group.context + group.continuations[0][1][:-1] for group in batch]
+        logits = self._call(rows, keep=max(group.longest for group in batch))
+        targets, owners = [], []
+        for row, group in enumerate(batch):
+            for _, continuation in group.continuations:
+                targets.append(continuation)
+                owners.append(row)
+        return self._gather(logits, targets, owners)
+
+    @torch.inference_mode()
+    def _score_shared(self, batch: list[_Group]) -> list[tuple[float, bool]]:
+        """The contexts once, then their k-th continuations together, each time over the contexts' cache."""
+        contexts = [group.context for group in batch]
+        cache = DynamicCache(config=self.model.config)
+        first = self._call(contexts, cache=cache, keep=1)
+        kept = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers]
+        found: dict[tuple[int, int], tuple[float, bool]] = {}
+        for k in range(max(len(group.continuations) for group in batch)):
+            rows = [row for row, group in enumerate(batch) if k < len(group.continuations)]
+            targets = [batch[row].continuations[k][1] for row in rows]
+            scores = self._gather(first, [target[:1] for target in targets], rows)
+            if max(map(len, targets)) > 1:
+                _put_back(cache, kept, rows)
+                lengths = [len(contexts[row]) for row in rows]
+                rest = self._call([target[:-1] for target in targets], cache=cache, behind=lengths)
+                more = self._gather(rest, [target[1:] for target in targets], range(len(rows)))
+                scores = [(a + b, c and d) for (a, c), (b, d) in zip(scores, more, strict=True)]
+            found.update({(row, k): score for row, score in zip(rows, scores, strict=True)})
+        return [found[row, k] for row, group in enumerate(batch) for k in range(len(group.continuations))]
+
+    def _call(self, rows: list[list[int]], *, keep: int | None = None, cache=None, behind: list[int] = ()) -> Tensor:
+        """Logits of one call of the model, told to `masking`; `behind`: lengths of what the cache has of each row."""
+        ids, valid = left_padded(rows, self.device)
+        before = 0
+        mask = valid
+        if behind:
+            before = torch.tensor(behind, device=self.device)[:, None]
+            width = cache.get_seq_length()
+            mask = torch.cat([torch.arange(width, device=self.device) >= width - before, valid], dim=1)
+        self.masking.begin("prefill", valid, before=before)
+        self.processed += sum(map(len, rows))
+        options = {"logits_to_keep": keep} if keep and self._keeps else {}
+        return self.model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=(valid.cumsum(1) - 1).clamp_min(0) + before,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **options,
+        ).logits
+
+    def _gather(self, logits: Tensor, targets: list[list[int]], owners: Sequence[int]) -> list[tuple[float, bool]]:
+        """Sum of fp32 log-probabilities and greediness of `targets`, which end where logits [B, K, V] of `owners` do."""
+        wanted, valid = left_padded(targets, self.device)
+        rows = torch.tensor(list(owners), device=self.device)
+        step = max(1, _LOGITS // (wanted.shape[1] * logits.shape[-1]))
+        sums, greedy = [], []
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            scores = logits[rows[part], -wanted.shape[1] :].float()
+            picked = scores.gather(2, wanted[part, :, None]).squeeze(2) - scores.logsumexp(2)
+            sums.append(picked.masked_fill(~valid[part], 0).sum(1))
+            greedy.append(((scores.argmax(2) == wanted[part]) | ~valid[part]).all(1))
+        return list(zip(torch.cat(sums).tolist(), torch.cat(greedy).tolist(), strict=True))
+
+
+def _put_back(cache, kept, rows: list[int]) -> None:
+    """The cache as it was behind the contexts: updates make new tensors, so the old ones are still whole."""
+    for layer, (keys, values, length) in zip(cache.layers, kept, strict=True):
+        everything = len(rows) == len(keys)
+        layer.keys = keys if everything else keys[rows]
+        layer.values = values if everything else values[rows]
+        if length is not None:
+            layer.cumulative_length = length
+
+
+def _truncated(context: list[int], item: tuple[int, list[int]], length: int) -> _Group:
+    """The end of a request that is too long for the model, as lm-eval cuts it; the continuation stays whole."""
+    room = max(1, length - len(item[1]))
+    return _Group(context[-room:], [item])

@@ -1,0 +1,60 @@
+"""Read a task's documents from a folder of JSON lines, one file a split, verified by the sha256 list beside it."""
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from pathlib import Path
+
+import datasets
+
+from cats.errors import CatsError
+
+_NAME = re.compile(r"(\w+)\.jsonl(\.gz)?")
+
+
+def read_splits(folder: Path) -> tuple[datasets.DatasetDict, dict[str, str]]:
+    """Every <split>.jsonl or <split>.jsonl.gz of `folder`, and the sha256 of each file.
+
+    Where the parent folder has a SHA256SUMS, the files must agree with it. Raises CatsError, naming file and hash,
+    for a truncated or changed file, and for a folder without one.
+    """
+    expected = _expected(folder.parent / "SHA256SUMS")
+    splits, digests = {}, {}
+    for path in sorted(folder.iterdir()):
+        found = _NAME.fullmatch(path.name)
+        if not found:
+            continue
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        title = f"{folder.name}/{path.name}"
+        wanted = expected.get(title)
+        if wanted and wanted != digest:
+            raise CatsError(
+                f"The mirror {title} is truncated or changed: its sha256 is {digest[:16]}, "
+                f"SHA256SUMS has {wanted[:16]}; copy it again."
+            )
+        splits[found[1]] = _rows(title, data, digest, bool(found[2]))
+        digests[path.name] = digest
+    if not splits:
+        raise CatsError(f"The mirror {folder} holds no .jsonl or .jsonl.gz file: copy the task's data there.")
+    return datasets.DatasetDict(splits), digests
+
+
+def _rows(title: str, data: bytes, digest: str, compressed: bool) -> datasets.Dataset:
+    try:
+        text = (gzip.decompress(data) if compressed else data).decode()
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines cuts at U+2028 too
+    except (EOFError, OSError, zlib.error, ValueError) as error:
+        raise CatsError(f"The mirror {title} (sha256 {digest[:16]}) is truncated or damaged: copy it again.") from error
+    if not rows:
+        raise CatsError(f"The mirror {title} (sha256 {digest[:16]}) is empty: copy it again.")
+    return datasets.Dataset.from_list(rows)
+
+
+def _expected(sums: Path) -> dict[str, str]:
+    if not sums.is_file():
+        return {}
+    pairs = (line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip())
+    return {name.strip().lstrip("*").removeprefix("./"): digest for digest, name in pairs}

@@ -1,0 +1,281 @@
+"""The evaluation tasks of the paper and its rebuttal, as lm-eval defines them, from the hub or from local mirrors."""
+
+import difflib
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+import datasets
+import lm_eval.api.task
+import lm_eval.tasks
+import lm_eval.utils
+from huggingface_hub import HfApi
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+from tqdm.auto import tqdm
+
+from cats.errors import CatsError
+from cats.mirrors import read_splits
+
+STOCK = Path(lm_eval.tasks.__file__).resolve().parent
+DATA_DIR = "CATS_EVAL_DATA"
+_FEWSHOT_SEED = 1234  # lm-eval's own default
+_SPLITS = ("training_split", "validation_split", "test_split")
+
+
+def _without_support(rows) -> bool:
+    return not any(text.strip() for text in rows["support"])
+
+
+def _with_unk(rows) -> bool:
+    return any(" <unk> " in page for page in rows["page"])
+
+
+def _without_titles(rows) -> bool:
+    return sum(" -- " in passage[:200] for passage in rows["passage"]) < len(rows) / 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its YAML inside lm-eval, its headline metric, and under which other name a differing copy goes.
+
+    `variant`: (name, test on the rows of the evaluated split, what the difference is).
+    """
+
+    yaml: str
+    metric: str = "acc"
+    variant: tuple[str, Callable[[datasets.Dataset], bool], str] | None = None
+
+
+TASKS = {
+    "winogrande": Task("winogrande/default.yaml"),
+    "piqa": Task("piqa/piqa.yaml"),
+    "sciq": Task(
+        "sciq/sciq.yaml",
+        variant=("sciq_closed_book", _without_support, "no support passage: markedly harder than sciq"),
+    ),
+    "openbookqa": Task("openbookqa/openbookqa.yaml"),
+    "hellaswag": Task("hellaswag/hellaswag.yaml"),
+    "boolq": Task(
+        "super_glue/boolq/default.yaml",
+        variant=("boolq_untitled", _without_titles, "passages without the article's title"),
+    ),
+    "arc_easy": Task("arc/arc_easy.yaml"),
+    "arc_challenge": Task("arc/arc_challenge.yaml"),
+    "lambada_openai": Task("lambada/lambada_openai.yaml"),
+    "gsm8k": Task("gsm8k/gsm8k.yaml", metric="exact_match"),
+    "wikitext": Task(
+        "wikitext/wikitext.yaml",
+        metric="word_perplexity",
+        variant=("wikitext_tokenised", _with_unk, "the tokenised text with <unk>: not comparable with the raw one"),
+    ),
+}
+# The paper's Table 1; its average is the plain mean of acc.
+PAPER = ("winogrande", "piqa", "sciq", "openbookqa", "hellaswag", "boolq", "arc_easy", "arc_challenge")
+VARIANTS = {task.variant[0]: name for name, task in TASKS.items() if task.variant}
+
+
+@dataclass
+class LoadedTask:
+    """A task with its documents: `name` is what tables call it, `data` what a record says about the documents.
+
+    `documents`: their numbers in the evaluated split, in order; `requests` are lm-eval's instances for them.
+    """
+
+    name: str
+    metric: str
+    lm_eval: ConfigurableTask
+    documents: list[int]
+    data: dict
+    shots: int
+    encoded: dict = field(default_factory=dict)  # requests in token ids, by tokenizer: shared by configurations
+
+    @property
+    def requests(self) -> list:
+        return self.lm_eval.instances
+
+
+def names(wanted: Sequence[str]) -> list[str]:
+    """The tasks of `wanted` in order, "paper" being the paper's eight; raises CatsError for an unknown one."""
+    result: list[str] = []
+    for name in wanted:
+        for task in PAPER if name == "paper" else [VARIANTS.get(name, name)]:
+            if task not in TASKS:
+                close = difflib.get_close_matches(task.lower(), TASKS, n=1)
+                guess = f" (did you mean {close[0]}?)" if close else ""
+                raise CatsError(f"Unknown task {task!r}{guess}: use paper, {', '.join(TASKS)}.")
+            if task not in result:
+                result.append(task)
+    return result
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    documents: int | None = None,
+    seed: int = 0,
+    chat_template: Callable | None = None,
+) -> LoadedTask:
+    """Load one task and build lm-eval's requests, prompts and few-shot examples being lm-eval's own.
+
+    Documents come from `data_dir` (default: the environment variable CATS_EVAL_DATA) where it has a folder of
+    that name, else from the hub. A copy that differs from the hub's gets another name. `documents` takes a
+    seeded draw of that many; `chat_template` renders prompts as a chat (`HFLM.apply_chat_template`).
+    Raises CatsError for an unknown task, missing or damaged data, and a missing network.
+    """
+    name = names([name])[0]
+    task = TASKS[name]
+    if documents is not None and documents < 1:
+        raise CatsError(f"documents={documents} is too few: ask for at least one.")
+    folder = mirror(name, data_dir)
+    with _templates_kept():
+        lm_eval_task = _task(name, folder)
+        total = len(lm_eval_task.eval_docs)
+        chosen = None
+        if documents is not None and documents < total:
+            chosen = sorted(random.Random(seed).sample(range(total), documents))
+        _build(name, lm_eval_task, chosen, chat_template)
+    raw = lm_eval_task.dataset[_evaluated(lm_eval_task)]
+    title, difference = name, None
+    if task.variant and task.variant[1](raw):
+        title, _, difference = task.variant
+    data = {
+        "task": title,
+        "version": lm_eval_task.VERSION,
+        "source": f"mirror {folder.name}" if folder else f"hub {lm_eval_task.DATASET_PATH}",
+        "split": _evaluated(lm_eval_task),
+        "documents": len(chosen) if chosen else total,
+        "of": total,
+        "difference": difference,
+        "sha256": lm_eval_task.digests,
+    }
+    return LoadedTask(
+        name=title,
+        metric=task.metric,
+        lm_eval=lm_eval_task,
+        documents=chosen or list(range(total)),
+        data={**data, "seed": seed} if chosen else data,
+        shots=lm_eval_task.config.num_fewshot,
+    )
+
+
+def check(wanted: Iterable[str], data_dir: str | os.PathLike | None = None) -> None:
+    """Raise CatsError unless the data of every task can be found, before any model is loaded."""
+    for name in names(list(wanted)):
+        if mirror(name, data_dir) is None:
+            _reach(name, load_yaml(STOCK / TASKS[name].yaml)["dataset_path"])
+
+
+def mirror(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """The folder of a task's local mirror, None where there is none; raises CatsError for a missing `data_dir`."""
+    root = data_dir or os.environ.get(DATA_DIR)
+    if not root:
+        return None
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise CatsError(f"The folder of local mirrors {root} does not exist: check --data-dir or {DATA_DIR}.")
+    return root / name if (root / name).is_dir() else None
+
+
+class _MirroredTask(ConfigurableTask):
+    """lm-eval's task, its documents taken from a folder when `folder` is set; `digests` are the files' sha256."""
+
+    def __init__(self, config: dict, folder: Path | None):
+        self.folder = folder
+        self.digests: dict[str, str] = {}
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs=None, **kwargs) -> None:
+        if self.folder is None:
+            super().download(dataset_kwargs, **kwargs)
+            return
+        self.dataset, self.digests = read_splits(self.folder)
+
+
+def _task(name: str, folder: Path | None) -> _MirroredTask:
+    config = load_yaml(STOCK / TASKS[name].yaml)
+    config.pop("tag", None)
+    wanted = config.get("test_split") or config.get("validation_split")
+    if folder is None:
+        _reach(name, config["dataset_path"])
+    else:
+        splits = {path.name.split(".")[0] for path in folder.glob("*.jsonl*")}
+        needed = [wanted, *([config["fewshot_split"]] if config.get("num_fewshot") else [])]
+        for split in needed:
+            if split not in splits:
+                raise CatsError(f"The mirror of {name} lacks {split}.jsonl or {split}.jsonl.gz in {folder}.")
+        for key in _SPLITS:
+            if config.get(key) not in splits:
+                config[key] = None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        task = _MirroredTask(config, folder)
+    except CatsError:
+        raise
+    except (OSError, ValueError, KeyError, IndexError, ConnectionError) as error:
+        where = f"The mirror of {name} in {folder}" if folder else f"The data of {name} on the hub"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise CatsError(f"{where} cannot be read as lm-eval's task expects ({reason}).") from error
+    if task.config.num_fewshot is None:
+        task.set_config(key="num_fewshot", value=0)
+    return task
+
+
+def _evaluated(task: ConfigurableTask) -> str:
+    return task.config.test_split or task.config.validation_split
+
+
+def _build(name: str, task: ConfigurableTask, chosen: list[int] | None, chat_template: Callable | None) -> None:
+    """All requests on every process: lm-eval draws few-shot examples in order, so a shard alone would differ."""
+    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    options = {"samples": chosen} if chosen else {}
+    if chat_template is not None:
+        options |= {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": chat_template}
+    with _patched(lm_eval.api.task, "tqdm", partial(tqdm, desc=f"{name}: prompts", unit="doc", disable=None)):
+        task.build_all_requests(**options)
+
+
+@contextmanager
+def _templates_kept():
+    """lm-eval compiles a prompt's template anew for every document, which takes most of the time to build them."""
+    environment = lm_eval.utils.env
+    quiet = not sys.stderr.isatty() and not datasets.utils.logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        with _patched(environment, "from_string", lru_cache(environment.from_string)):
+            yield
+    finally:
+        if not quiet:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _patched(owner, name: str, value):
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@lru_cache
+def _reach(name: str, path: str) -> None:
+    """One short question to the hub: `load_dataset` retries for minutes without network."""
+    try:
+        HfApi().dataset_info(path, timeout=10)
+    except Exception as error:  # each version of huggingface_hub brings its own HTTP client and its errors
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___").lower()
+        if not cache.is_dir():
+            raise CatsError(
+                f"The data of {name} ({path}) is neither in a local mirror nor can the hub be reached: "
+                f"connect, or name a folder of mirrors with --data-dir or {DATA_DIR}."
+            ) from error
