@@ -16,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from repository import tracked
 
 from cats import paths
 
@@ -30,20 +31,6 @@ LOCK = {
 }
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(text) for texts in [PROJECT["dependencies"], *EXTRAS.values()] for text in texts]
-
-
-def tracked(*patterns: str) -> list[Path]:
-    """The files that git tracks, or would with the next `git add`; all of them without a pattern."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listing.returncode:
-        pytest.skip("this is no clone: git lists no files here")
-    files = {paths.ROOT / name for name in listing.stdout.split("\0") if name}
-    return sorted(file for file in files if file.is_file())
 
 
 def test_the_lock_meets_every_requirement_of_pyproject():

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_packaging import tracked
+from repository import tracked
 
 from cats import paths
 
