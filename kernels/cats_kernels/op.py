@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from cats_kernels import cpu, decode, reference
+from cats_kernels import batch, cpu, decode, reference
 
 MAX_ROWS = 16
 
@@ -18,7 +18,7 @@ def cats_mlp(
     mask: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """y [B, d] = (CATS_t(act(x W_gate)) * (x W_up)) W_down, reading only the surviving rows of W_up and W_down.
+    """y [B, d] = (CATS_t(act(x W_gate)) * (x W_up)) W_down, reading only surviving rows of W_up and W_down.
 
     x [B, d] with 1 <= B <= 16; w_gate, w_up, w_down_t [m, d], contiguous in d; threshold a scalar tensor or
     [m], compared with |act(x W_gate)| in float32 (kept at equality; NaN kept); activation "silu", "gelu",
@@ -31,23 +31,29 @@ def cats_mlp(
 
 def _check(x, w_gate, w_up, w_down_t, threshold, activation, mask) -> None:
     if x.dim() != 2 or x.shape[0] > MAX_ROWS:
-        raise ValueError(f"cats_mlp takes x [B, d] with B <= {MAX_ROWS}, not {list(x.shape)}: reshape or split it.")
+        raise ValueError(
+            f"cats_mlp takes x [B, d] with B <= {MAX_ROWS}, not {list(x.shape)}: reshape or split."
+        )
     d = x.shape[1]
     m = w_gate.shape[0]
     for name, weight in (("w_gate", w_gate), ("w_up", w_up), ("w_down_t", w_down_t)):
         if weight.shape != (m, d):
             raise ValueError(f"{name} is {list(weight.shape)}, but x and w_gate ask for [{m}, {d}].")
         if not weight.is_contiguous():
-            raise ValueError(f"{name} must be contiguous [m, d] (W_down is stored transposed); call .contiguous().")
+            raise ValueError(
+                f"{name} must be contiguous [m, d] (W_down is stored transposed): .contiguous()."
+            )
         if weight.dtype != x.dtype or weight.device != x.device:
-            raise ValueError(f"{name} is {weight.dtype} on {weight.device}, x is {x.dtype} on {x.device}: move one.")
+            raise ValueError(
+                f"{name} is {weight.dtype} on {weight.device}, x is {x.dtype} on {x.device}: move one."
+            )
     if threshold.shape not in ((), (m,)) or threshold.device != x.device:
         raise ValueError(f"threshold must be a scalar tensor or [{m}] on {x.device}.")
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; choose one of {sorted(reference.ACTIVATIONS)}.")
-    if mask is not None:
-        if mask.shape not in ((m,), (x.shape[0], m)) or mask.dtype != torch.bool or mask.device != x.device:
-            raise ValueError(f"mask must be bool [{m}] or [{x.shape[0]}, {m}] on {x.device}.")
+    masks = ((m,), (x.shape[0], m))
+    if mask is not None and (mask.shape not in masks or mask.dtype != torch.bool or mask.device != x.device):
+        raise ValueError(f"mask must be bool [{m}] or [{x.shape[0]}, {m}] on {x.device}.")
 
 
 def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):
@@ -56,14 +62,10 @@ def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_
     if mask is not None:
         mask = mask.contiguous()
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    rows = [
-        decode.launch(
-            x[i : i + 1], w_gate, w_up, w_down_t, threshold, activation,
-            mask if mask is None or mask.dim() == 1 else mask[i], out_dtype,
-        )
-        for i in range(x.shape[0])
-    ]  # fmt: skip
-    return torch.cat(rows)
+    if x.shape[0] == 1:
+        mask = mask if mask is None else mask.view(-1)
+        return decode.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
+    return batch.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 
 def _on_cpu(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):

@@ -22,3 +22,64 @@ def multiprocessors(device: torch.device) -> int:
 def decode_config(device: torch.device, m: int, d: int) -> dict[str, int]:
     """One row: programs, warps a program, gate rows a tile, surviving rows a tile."""
     return {"programs": multiprocessors(device), "warps": 8, "gate_rows": 4, "take": 4}
+
+
+# Two to 16 rows, by device class. `gate_up`: programs a multiprocessor, warps, and for each of its two phases
+# neurons x columns a tile and tiles in flight; `down`: programs a multiprocessor, warps, columns a program,
+# neurons a tile, pipeline stages (two a tile in flight: a tile waits for its list of neurons).
+BATCH = {
+    "hopper": {
+        "programs": 2, "warps": 4, "gate_rows": 64, "gate_cols": 128, "gate_stages": 4,
+        "up_rows": 32, "up_cols": 256, "up_stages": 4,
+        "down_programs": 2, "down_warps": 4, "cols": 128, "take": 32, "down_stages": 10,
+    },
+    "other": {
+        "programs": 2, "warps": 4, "gate_rows": 64, "gate_cols": 64, "gate_stages": 3,
+        "up_rows": 32, "up_cols": 128, "up_stages": 3,
+        "down_programs": 2, "down_warps": 4, "cols": 64, "take": 32, "down_stages": 6,
+    },
+    "float32": {
+        "programs": 2, "warps": 4, "gate_rows": 16, "gate_cols": 32, "gate_stages": 3,
+        "up_rows": 16, "up_cols": 32, "up_stages": 3,
+        "down_programs": 2, "down_warps": 4, "cols": 64, "take": 16, "down_stages": 4,
+    },
+    "interpreter": {
+        "programs": 2, "warps": 4, "gate_rows": 16, "gate_cols": 512, "gate_stages": 1,
+        "up_rows": 16, "up_cols": 512, "up_stages": 1,
+        "down_programs": 2, "down_warps": 4, "cols": 512, "take": 16, "down_stages": 1,
+    },
+}  # fmt: skip
+
+# Highest union density (share of neurons that some row keeps) at which the sparse op beats the best dense
+# MLP, by the largest number of rows it holds for.
+CROSSOVER = {1: 1.0, 2: 0.97, 4: 0.97, 8: 0.95, 16: 0.90}
+
+
+def batch_config(device: torch.device, rows: int, m: int, d: int, element_size: int) -> dict[str, int]:
+    """Two to 16 rows: an entry of BATCH, programs counted for the whole device."""
+    if device.type != "cuda":
+        kind = "interpreter"
+    elif element_size > 2:  # no tensor core multiplies float32 without rounding: its tiles are for FMA
+        kind = "float32"
+    else:
+        kind = "hopper" if has_pdl(device) and torch.cuda.get_device_capability(device)[0] == 9 else "other"
+    config = dict(BATCH[kind])
+    config["programs"] *= multiprocessors(device)
+    config["down_programs"] *= multiprocessors(device)
+    return config
+
+
+def union_density(rows: int, sparsity: float) -> float:
+    """Share of neurons that at least one of `rows` independent masks of this sparsity keeps, 1 - s^B."""
+    return 1 - sparsity**rows
+
+
+def sparse_pays(rows: int, sparsity: float, union: float | None = None) -> bool:
+    """Whether `cats_mlp` of so many rows is faster than a dense MLP with the mask applied.
+
+    `sparsity`: share of gate activations each row drops, in [0, 1]; `union`: share of neurons that some row
+    keeps, where it is known (rows of similar text, consecutive tokens); else that of independent masks.
+    """
+    density = union_density(rows, sparsity) if union is None else union
+    limits = [limit for largest, limit in CROSSOVER.items() if rows <= largest]
+    return bool(limits) and density <= limits[0]
