@@ -21,9 +21,9 @@ KEPT_CELL_METADATA = {"tags", "mystnb", "jupyter", "editable"}
 
 def names() -> list[str]:
     """The executable chapters, without suffix, in the order of the table of contents."""
-    toc_file = paths.BOOK / "_toc.yml"
+    toc_file = paths.in_clone(paths.BOOK) / "_toc.yml"
     if not toc_file.exists():
-        raise CatsError(f"The chapters are not at {paths.BOOK}: clone the project and pip install -e it.")
+        raise CatsError(f"There is no {toc_file}: restore it with git.")
     toc = yaml.safe_load(toc_file.read_text(encoding="utf-8"))
     listed = [toc["root"], *_files(toc)]
     return [name for name in listed if path(name).exists()]

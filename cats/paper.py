@@ -48,12 +48,12 @@ class Reported:
 
 @functools.cache
 def _read(name: str) -> pd.DataFrame:
-    return pd.read_csv(paths.PAPER / f"{name}.csv")
+    return pd.read_csv(paths.in_clone(paths.PAPER) / f"{name}.csv")
 
 
 def names() -> list[str]:
     """The tables of data/paper."""
-    return sorted(file.stem for file in paths.PAPER.glob("*.csv"))
+    return sorted(file.stem for file in paths.in_clone(paths.PAPER).glob("*.csv"))
 
 
 def table(name: str) -> pd.DataFrame:

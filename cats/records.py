@@ -119,7 +119,7 @@ def write(
         "wall_s": round(time.time() - started, 3),
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    return _place(text, folder or paths.RECORDS, f"{experiment}-{slug}")
+    return _place(text, folder or paths.in_clone(paths.RECORDS), f"{experiment}-{slug}")
 
 
 def read(experiment: str, *, folder: Path | None = None, **match) -> Record:
@@ -129,7 +129,7 @@ def read(experiment: str, *, folder: Path | None = None, **match) -> Record:
     name. Raises CatsError where none matches, and for a truncated or foreign file.
     """
     _columns(experiment)
-    folder = folder or paths.RECORDS
+    folder = folder or paths.in_clone(paths.RECORDS)
     records = [_open(path, experiment) for path in sorted(folder.glob(f"{experiment}-*.json"))]
     fitting = [record for record in records if all(_matches(record, key, match[key]) for key in match)]
     if not fitting:
