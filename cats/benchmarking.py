@@ -14,7 +14,7 @@ from cats.errors import CatsError
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency of one call in µs: median, 5th and 95th percentile over `runs` measurements of `calls` calls each."""
+    """Latency of a call in µs: median, 5th and 95th percentile over `runs` measurements of `calls` calls."""
 
     median: float
     p5: float
@@ -26,7 +26,9 @@ class Timing:
 def require_gpu() -> torch.device:
     """The current CUDA device; CatsError where there is none."""
     if not torch.cuda.is_available():
-        raise CatsError("No CUDA device is visible: run this on a GPU machine, or read the recorded results instead.")
+        raise CatsError(
+            "No CUDA device is visible: run this on a GPU machine, or read the recorded results instead."
+        )
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -39,7 +41,7 @@ def summarise(samples: list[float], calls: int) -> Timing:
 
 
 def capture(step: Callable[[int], object], calls: int, warmup: int = 3) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of step(0) ... step(calls - 1); `warmup` calls run first, so that nothing is compiled inside."""
+    """A CUDA graph of step(0) ... step(calls - 1); `warmup` calls run first: nothing is compiled inside."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -65,22 +67,26 @@ def time_graph(step: Callable[[int], object], *, calls: int = 32, runs: int = 30
 
 
 def time_eager(step: Callable[[int], object], *, calls: int = 32, runs: int = 15) -> Timing:
-    """µs a call when every kernel is launched from Python: the larger of host and GPU time, on the host's clock."""
+    """µs a call when every kernel is launched from Python: the larger of host and GPU time, host's clock.
+
+    Without a GPU: the time of the CPU.
+    """
     for i in range(3):
         step(i)
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     samples = []
     for _ in range(runs):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         for i in range(calls):
             step(i)
-        torch.cuda.synchronize()
+        wait()
         samples.append((time.perf_counter() - start) * 1e6)
     return summarise(samples, calls)
 
 
 def read_bandwidth(gib: float = 2.0, runs: int = 10) -> float:
-    """GB/s of a kernel that only reads `gib` GiB once: the ceiling of every memory-bound kernel on this device.
+    """GB/s of a kernel that only reads `gib` GiB once: the ceiling of every memory-bound kernel here.
 
     A copy is no such ceiling: `Tensor.copy_` moves a fifth less on an H100, counting bytes read and written.
     """

@@ -171,32 +171,47 @@ def down(
 
 def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype, config=None):
     """y [B, d] for x [B, d], 2 <= B <= 16; two launches, weights of a neuron read once for all rows."""
+    m, d = w_gate.shape
+    c = config or tuning.batch_config(x.device, len(x), m, d, x.element_size())
+    arrivals = torch.empty(triton.cdiv(d, c["cols"]), dtype=torch.int32, device=x.device)
+    needed, h = launch_gate_up(x, w_gate, w_up, threshold, activation, mask, arrivals, c)
+    return launch_down(h, needed, w_down_t, arrivals, out_dtype, c)
+
+
+def launch_gate_up(x, w_gate, w_up, threshold, activation, mask, arrivals, c):
+    """needed [m] bytes and h [B, m] float32, written where needed; arrivals is set to zero."""
     batch, d = x.shape
-    m = w_gate.shape[0]
-    device = x.device
-    c = config or tuning.batch_config(device, batch, m, d, x.element_size())
+    m, device = len(w_gate), x.device
     programs = min(c["programs"], triton.cdiv(m, 8))
-    owned = triton.cdiv(m, programs)
-    tiles = triton.cdiv(d, c["cols"])
-    splits = max(1, min(c["down_programs"] // tiles, triton.cdiv(m, 32)))
-    capacity = triton.cdiv(triton.cdiv(m, 32), splits) * 32
-    index = torch.empty(programs * owned, dtype=torch.int32, device=device)
+    capacity = triton.cdiv(m, programs)
+    index = torch.empty(programs * capacity, dtype=torch.int32, device=device)
     needed = torch.empty(m, dtype=torch.uint8, device=device)
     h = torch.empty(batch, m, dtype=torch.float32, device=device)
-    lists = torch.empty(tiles * splits * capacity, dtype=torch.int32, device=device)
-    partial = torch.empty(splits * batch * d if splits > 1 else 1, dtype=torch.float32, device=device)
-    arrivals = torch.empty(tiles, dtype=torch.int32, device=device)
-    y = torch.empty(batch, d, dtype=out_dtype, device=device)
     pdl = tuning.has_pdl(device)
     extra = {"launch_pdl": True} if pdl else {}
     gate_up[(programs,)](
         x, w_gate, w_up, threshold, x if mask is None else mask.view(torch.uint8), index, needed, h, arrivals,
-        m, batch, owned, threshold.stride(0) if threshold.dim() else 0,
-        mask.stride(0) if mask is not None and mask.dim() == 2 else 0, tiles,
+        m, batch, capacity, threshold.stride(0) if threshold.dim() else 0,
+        mask.stride(0) if mask is not None and mask.dim() == 2 else 0, len(arrivals),
         d=d, PAD=16, GATE_ROWS=c["gate_rows"], GATE_COLS=c["gate_cols"], GATE_STAGES=c["gate_stages"],
         UP_ROWS=c["up_rows"], UP_COLS=c["up_cols"], UP_STAGES=c["up_stages"],
         KIND=activation, MASKED=mask is not None, PDL=pdl, num_warps=c["warps"], **extra,
     )  # fmt: skip
+    return needed, h
+
+
+def launch_down(h, needed, w_down_t, arrivals, out_dtype, c):
+    """y [B, d] = h W_down over the needed neurons; arrivals must hold zeros."""
+    batch, (m, d), device = len(h), w_down_t.shape, h.device
+    tiles = triton.cdiv(d, c["cols"])
+    runs = triton.cdiv(m, 32)
+    splits = max(1, min(c["down_programs"] // tiles, runs))
+    capacity = triton.cdiv(runs, splits) * 32
+    lists = torch.empty(tiles * splits * capacity, dtype=torch.int32, device=device)
+    partial = torch.empty(splits * batch * d if splits > 1 else 1, dtype=torch.float32, device=device)
+    y = torch.empty(batch, d, dtype=out_dtype, device=device)
+    pdl = tuning.has_pdl(device)
+    extra = {"launch_pdl": True} if pdl else {}
     down[(tiles * splits,)](
         w_down_t, needed, h, lists, partial, arrivals, y, m, batch, capacity,
         d=d, PAD=16, COLS=c["cols"], TAKE=c["take"], SCAN=min(4096, triton.next_power_of_2(capacity)),
