@@ -113,19 +113,22 @@ class Masking:
             self._zeroed["decode"] += (zeroed * valid[:, None]).sum((0, 2))
             self._tokens["decode"] += valid.sum()
 
-    def realised(self) -> dict[str, dict]:
-        """For each phase that had tokens: tokens, gate_sparsity, and by_layer, shares of all gate activations."""
+    def realised(self, gather: Callable = lambda value: [value]) -> dict[str, dict]:
+        """For each phase that had tokens: tokens, gate_sparsity, and by_layer, shares of all gate activations.
+
+        `gather` collects a value from every process of an evaluation.
+        """
         result = {}
         for phase in PHASES:
-            tokens = self._tokens[phase].tolist()
+            counts = torch.stack([self._zeroed[phase], self._tokens[phase]]).tolist()
+            zeroed, tokens = torch.tensor(gather(counts), dtype=torch.float64).sum(0)
             if not self.modules or not tokens[0]:
                 continue
-            sizes = [count * module.intermediate_size for count, module in zip(tokens, self.modules, strict=True)]
-            zeroed = self._zeroed[phase].tolist()
+            widths = torch.tensor([module.intermediate_size for module in self.modules])
             result[phase] = {
-                "tokens": tokens[0],
-                "gate_sparsity": sum(zeroed) / sum(sizes),
-                "by_layer": [round(part / size, 5) for part, size in zip(zeroed, sizes, strict=True)],
+                "tokens": int(tokens[0]),
+                "gate_sparsity": float(zeroed.sum() / (tokens * widths).sum()),
+                "by_layer": [round(share, 5) for share in (zeroed / (tokens * widths)).tolist()],
             }
         return result
 

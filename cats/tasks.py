@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class LoadedTask:
     documents: list[int]
     data: dict
     shots: int
-    encoded: dict = field(default_factory=dict)  # requests in token ids, by tokenizer: shared by configurations
+    encoded: list | None = None  # the requests in token ids, kept for the next configuration
 
     @property
     def requests(self) -> list:

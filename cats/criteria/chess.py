@@ -1,0 +1,16 @@
+"""Thresholds per neuron after CHESS (EMNLP 2024): the layer's divided by the mean of |x W_up| of the neuron."""
+
+from cats.calibration import neuron_means
+from cats.criteria.rule import WeightedRule
+
+
+class Chess(WeightedRule):
+    name = "chess"
+    title = "CHESS rule"
+    what = "score |z| times the neuron's mean |x W_up|, one threshold a layer on the score (CHESS)"
+
+    def weights(self, model, batches, progress):
+        return neuron_means(model, batches, progress=progress).up
+
+
+RULE = Chess()

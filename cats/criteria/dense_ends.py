@@ -1,0 +1,38 @@
+"""CATS with the first and the last layer dense, the others sparser for it, so that the bytes stay the same."""
+
+from functools import partial
+
+from cats.calibration import calibrate
+from cats.criteria.rule import Fit, Rule
+from cats.errors import CatsError
+from cats.structure import find_gated_mlps
+
+
+class DenseEnds(Rule):
+    name = "dense-ends"
+    title = "CATS, dense ends"
+    what = "CATS, but the first and the last layer stay dense and the others make up for it"
+
+    def check(self, model) -> None:
+        layers = len(find_gated_mlps(model))
+        if layers < 3:
+            raise CatsError(f"dense-ends needs three layers at least, this model has {layers}: use cats.")
+
+    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+        self.check(model)
+        thresholds = calibrate(model, batches, source=source, progress=progress)
+        return Fit(self.name, thresholds, partial(ends_dense, thresholds.layers))
+
+
+def ends_dense(layers: int, sparsity: float) -> list[float]:
+    """Sparsity 0 at both ends and one for the rest, with the mean `sparsity`; CatsError where that exceeds 1."""
+    inner = sparsity * layers / (layers - 2)
+    if inner >= 1:
+        raise CatsError(
+            f"With dense ends, {layers} layers cannot reach a gate sparsity of {sparsity:g}: "
+            f"stay below {(layers - 2) / layers:.2f}."
+        )
+    return [0.0, *[inner] * (layers - 2), 0.0]
+
+
+RULE = DenseEnds()

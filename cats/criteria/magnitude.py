@@ -1,0 +1,26 @@
+"""Magnitude pruning of static weights, the simplest baseline of all."""
+
+from cats.criteria.pruning import PrunedFit, blocks
+from cats.criteria.rule import Fit, Rule
+
+
+class Magnitude(Rule):
+    name = "magnitude"
+    title = "Magnitude (static weights)"
+    what = "the weights of lowest magnitude are zero, in every linear layer"
+
+    def check(self, model) -> None:
+        blocks(model)
+
+    def calibrate(self, model, batches=(), *, source=None, progress=True) -> Fit:
+        return PrunedFit(
+            self.name,
+            None,
+            batches=[],
+            score=lambda weight, norms: weight.abs(),
+            by_row=False,
+            progress=progress,
+        )
+
+
+RULE = Magnitude()

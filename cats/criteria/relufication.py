@@ -1,0 +1,54 @@
+"""ReLUfication, the paper's baseline: the activation exchanged for ReLU, whose zeros come without a threshold."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import nn
+
+from cats.criteria.rule import Fit, Rule
+from cats.errors import CatsError
+from cats.sparsify import store_by_columns, swap_in
+from cats.structure import find_gated_mlps
+
+
+@dataclass
+class ReluFit(Fit):
+    """Nothing is calibrated: `thresholds` is None and `sparsity` is ignored."""
+
+    def apply(self, model: nn.Module, sparsity: float | None = None) -> nn.Module:
+        for module in swap_in(model, find_gated_mlps(model), prefill="masked"):
+            module.layout = module.layout._replace(act=F.relu, activation="relu")
+            module.activation = "relu"
+            module.threshold.zero_()
+            store_by_columns(module)
+        return model
+
+    def gate_sparsity(self, sparsity):
+        return None
+
+    def model_sparsity(self, shape, sparsity):
+        return None
+
+    def bytes_per_token(self, shape, sparsity, bytes_per_weight=2):
+        return None
+
+    def describe(self) -> dict:
+        return {"criterion": "none: ReLU in place of the activation"}
+
+
+class Relufication(Rule):
+    name = "relufication"
+    title = "ReLUfication"
+    what = "ReLU in place of the activation, no threshold (the paper's baseline)"
+    adjustable = False
+
+    def check(self, model) -> None:
+        if find_gated_mlps(model)[0].activation == "relu":
+            raise CatsError("relufication does not apply: this model's gates are ReLU already, use cats.")
+
+    def calibrate(self, model, batches=None, *, source=None, progress=True) -> Fit:
+        self.check(model)
+        return ReluFit(self.name, None)
+
+
+RULE = Relufication()

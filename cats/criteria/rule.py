@@ -1,0 +1,116 @@
+"""What every rule offers: calibrate once on a model, apply at any sparsity, and say what that saves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from cats.accounting import Accounting
+from cats.activation import CatsMLP
+from cats.calibration import calibrate
+from cats.errors import CatsError
+from cats.sparsify import restore, sparsify
+from cats.structure import find_gated_mlps
+from cats.thresholds import Thresholds
+
+
+def uniform(sparsity: float) -> float:
+    """The paper's allocation: one gate sparsity for every layer."""
+    return sparsity
+
+
+@dataclass
+class Fit:
+    """A rule calibrated on one model: thresholds, which apply at any gate sparsity.
+
+    `allocation`: from a gate sparsity in [0, 1) to one number, or to one per layer of which that is the mean over
+    all gate activations.
+    """
+
+    rule: str
+    thresholds: Thresholds
+    allocation: Callable[[float], float | list[float]] = field(default=uniform)
+
+    def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
+        """Make `model` sparse in place; raises CatsError where it is not the calibrated one."""
+        return sparsify(model, self.thresholds, self.allocation(sparsity))
+
+    def undo(self, model: nn.Module) -> nn.Module:
+        """Put everything back as it was."""
+        if any(isinstance(module, CatsMLP) for module in model.modules()):
+            restore(model)
+        return model
+
+    def steer(self, sparsity: float) -> Callable | None:
+        """What `cats.masking.Masking` moves thresholds with while the model runs; None leaves them."""
+        return None
+
+    def gate_sparsity(self, sparsity: float) -> float | None:
+        """Target share of gate activations zeroed; None for a rule without such a target."""
+        return sparsity
+
+    def model_sparsity(self, shape: Accounting, sparsity: float) -> float | None:
+        """Target share of the blocks' linear weights that a decoded token does without; None as above."""
+        return shape.model_sparsity(sparsity)
+
+    def bytes_per_token(self, shape: Accounting, sparsity: float, bytes_per_weight: float = 2) -> float | None:
+        """Weight bytes read for one decoded token at batch 1 and the target sparsity; None as above."""
+        return shape.bytes_per_token(sparsity, bytes_per_weight)
+
+    def describe(self) -> dict:
+        """What a result says about the calibration."""
+        thresholds = self.thresholds
+        return {
+            "criterion": thresholds.criterion,
+            "corpus": thresholds.corpus,
+            "tokens": thresholds.tokens,
+            "policy": thresholds.policy,
+        }
+
+
+class Rule(ABC):
+    """A criterion by name, with its title in tables and, in one sentence, what it does and whose it is.
+
+    `adjustable` False: the rule has one sparsity of its own and takes none.
+    """
+
+    name: str
+    title: str
+    what: str
+    adjustable: bool = True
+
+    def check(self, model: nn.Module) -> None:
+        """Raise CatsError where the rule does not apply to the model; no text is read."""
+        find_gated_mlps(model)
+
+    @abstractmethod
+    def calibrate(self, model: nn.Module, batches, *, source: dict | None = None, progress: bool = True) -> Fit:
+        """Measure what the rule needs on `batches`, as of `cats.corpora.batches`, which it may read more than once.
+
+        `source` as in `cats.calibration.calibrate`. Leaves the model as it was. Raises CatsError where the rule
+        does not apply to the model.
+        """
+
+
+class WeightedRule(Rule):
+    """A rule of the scores |z_j| w_j with one weight per neuron: the paper's quantile over a layer's scores.
+
+    Neuron j keeps z where |z| >= t / w_j: the kernel and the bytes are those of CATS.
+    """
+
+    def check(self, model: nn.Module) -> None:
+        sizes = {mlp.intermediate_size for mlp in find_gated_mlps(model)}
+        if len(sizes) > 1:
+            raise CatsError(
+                f"{self.name} does not apply to {type(model).__name__}: its layers differ in intermediate size, use cats."
+            )
+
+    @abstractmethod
+    def weights(self, model: nn.Module, batches, progress: bool) -> Tensor:
+        """[L, m], not negative; only their ratios within a layer matter."""
+
+    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+        self.check(model)
+        weights = self.weights(model, batches, progress)
+        return Fit(self.name, calibrate(model, batches, source=source, weights=weights, progress=progress))

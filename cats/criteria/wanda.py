@@ -1,0 +1,26 @@
+"""Wanda (arXiv 2306.11695) on static weights, which the paper's rebuttal compares CATS with."""
+
+from cats.criteria.pruning import PrunedFit, blocks
+from cats.criteria.rule import Fit, Rule
+
+
+class Wanda(Rule):
+    name = "wanda"
+    title = "Wanda (static weights)"
+    what = "the weights of lowest |W| times the norm of their input are zero, in each row of every linear layer"
+
+    def check(self, model) -> None:
+        blocks(model)
+
+    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+        return PrunedFit(
+            self.name,
+            None,
+            batches=list(batches),
+            score=lambda weight, norms: weight.abs() * norms,
+            progress=progress,
+            source={key: value for key, value in (source or {}).items() if key != "model"},
+        )
+
+
+RULE = Wanda()

@@ -1,0 +1,275 @@
+"""Evaluate one model under many rules, sparsities and policies on many tasks, one result file each, resumably."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from cats import corpora, criteria, tasks, texts
+from cats.accounting import Accounting, account
+from cats.crew import Crew
+from cats.errors import CatsError
+from cats.harness import Harness
+from cats.masking import Masking, Policy
+from cats.models import LoadedModel
+from cats.outcomes import Outcome, score, summarise
+from cats.thresholds import sparsities
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A rule at a sparsity under a policy; the rule "dense" and rules that are not adjustable have sparsity None."""
+
+    rule: str = criteria.DENSE
+    sparsity: float | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self):
+        adjustable = self.rule != criteria.DENSE and criteria.rule(self.rule).adjustable
+        if self.rule == criteria.DENSE:
+            object.__setattr__(self, "policy", Policy())
+        if adjustable:
+            sparsities(self.sparsity, 1)
+        elif self.sparsity is not None:
+            raise CatsError(f"{self.rule} takes no sparsity: it has one of its own.")
+
+    def __str__(self) -> str:
+        return self.rule if self.sparsity is None else f"{self.rule} {self.sparsity:g}"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Text that rules are calibrated on: as `cats.corpora.load` and `batches` take it."""
+
+    corpus: str = corpora.DEFAULT
+    split: str = "train"
+    tokens: int = 60_000
+    sequence_length: int = 512
+    seed: int = 0
+
+
+def configurations(rules: Sequence[str], at: Sequence[float], policy: Policy | None = None) -> list[Configuration]:
+    """Dense, then every rule at every sparsity (or once, where it takes none)."""
+    policy = policy or Policy()
+    result = [Configuration(policy=policy)]
+    for name in rules:
+        if name == criteria.DENSE:
+            continue
+        levels = at if criteria.rule(name).adjustable else [None]
+        result += [Configuration(name, level, policy) for level in levels]
+    return result
+
+
+class Suite:
+    """One loaded model, its tasks and its calibrated rules, kept between configurations.
+
+    `output`: the folder of result files; what is there already is not evaluated again. Raises CatsError, before
+    anything is measured, for unknown tasks and missing data.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        output: Path,
+        *,
+        crew: Crew | None = None,
+        data_dir: str | None = None,
+        documents: int | None = None,
+        seed: int = 0,
+        calibration: Calibration | None = None,
+        chat: bool = False,
+        batch_tokens: int | None = None,
+    ):
+        self.loaded = loaded
+        self.output = output
+        self.crew = crew or Crew(0, 1, str(loaded.model.device))
+        self.data_dir = data_dir
+        self.documents = documents
+        self.seed = seed
+        self.calibration = calibration or Calibration()
+        self.chat = chat
+        self.batch_tokens = batch_tokens
+        self.shape: Accounting = account(loaded.model)
+        self._tasks: dict = {}
+        self._fits: dict[str, criteria.Fit] = {}
+        self._batches = None
+
+    def run(
+        self,
+        names: Sequence[str],
+        wanted: Sequence[Configuration],
+        *,
+        minutes: float | None = None,
+        progress: bool = True,
+    ) -> list[Path]:
+        """Evaluate every configuration on every task without a result yet; returns the result files there are.
+
+        After `minutes` no task is begun any more; the next call goes on from there.
+        """
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.check(names, wanted)
+        paths = {(each, name): self.path(each, name) for each in wanted for name in names}
+        missing = [key for key, path in paths.items() if not path.is_file()]
+        missing = self.crew.gather(missing)[0]  # where several look at one folder, the first process decides
+        with tqdm(total=len(paths), initial=len(paths) - len(missing), unit="task", disable=None if progress else True) as bar:
+            for configuration, keys in groupby(missing, key=lambda key: key[0]):
+                if self._late(deadline):
+                    break
+                with self._applied(configuration) as harness:
+                    for _, name in keys:
+                        if self._late(deadline):
+                            break
+                        bar.set_description(f"{configuration}: {name}")
+                        outcome = self._evaluate(configuration, name, harness)
+                        if self.crew.leads:
+                            outcome.save(paths[configuration, name])
+                        bar.update()
+        return [path for path in paths.values() if path.is_file()]
+
+    def check(self, names: Sequence[str], wanted: Sequence[Configuration]) -> None:
+        """Raise CatsError for tasks without data and rules that do not apply, before minutes of work."""
+        tasks.check([name for name in names if not texts.is_text(name)], self.data_dir)
+        for name in names:
+            if texts.is_text(name):
+                texts.check(name)
+        for configuration in wanted:
+            if configuration.rule != criteria.DENSE:
+                criteria.rule(configuration.rule).check(self.loaded.model)
+
+    def path(self, configuration: Configuration, name: str) -> Path:
+        """The result file: what tells two evaluations apart is in the hash that ends its name."""
+        known = hashlib.sha256(json.dumps(self._identity(configuration), sort_keys=True).encode()).hexdigest()
+        slug = str(configuration).replace(" ", "-")
+        return self.output / f"{name.replace(':', '-').replace('/', '-')}--{slug}--{known[:10]}.json"
+
+    def _identity(self, configuration: Configuration) -> dict:
+        dense = configuration.rule == criteria.DENSE
+        return {
+            "model": [self.loaded.info.get(key) for key in ("id", "revision", "sha256", "dtype", "seed")],
+            "rule": configuration.rule,
+            "sparsity": configuration.sparsity,
+            "policy": None if dense else configuration.policy.describe(),
+            "calibration": None if dense else asdict(self.calibration),
+            "documents": self.documents,
+            "seed": self.seed if self.documents else None,
+            "chat": self.chat,
+        }
+
+    @contextmanager
+    def _applied(self, configuration: Configuration) -> Iterator[Harness]:
+        """The model under a configuration, and the harness that evaluates it; dense again afterwards."""
+        model = self.loaded.model
+        fit = self._fit(configuration.rule)
+        if fit is not None:
+            fit.apply(model, configuration.sparsity)
+        steer = None if fit is None else fit.steer(configuration.sparsity)
+        try:
+            with Masking(model, configuration.policy, steer=steer) as masking:
+                yield Harness(model, self.loaded.tokenizer, masking=masking, tokens=self.batch_tokens)
+        finally:
+            if fit is not None:
+                fit.undo(model)
+
+    def _fit(self, rule: str) -> criteria.Fit | None:
+        if rule == criteria.DENSE:
+            return None
+        if rule not in self._fits:
+            given = self.calibration
+            if self._batches is None:
+                self._batches = corpora.batches(
+                    corpora.load(given.corpus, split=given.split),
+                    self.loaded.tokenizer,
+                    tokens=given.tokens,
+                    sequence_length=given.sequence_length,
+                    batch_size=16 if self.loaded.model.device.type == "cuda" else 4,
+                    seed=given.seed,
+                )
+            source = {"model": self.loaded.info, **self._batches.info}
+            self._fits[rule] = criteria.rule(rule).calibrate(self.loaded.model, self._batches, source=source)
+        return self._fits[rule]
+
+    def _task(self, name: str, harness: Harness):
+        if name not in self._tasks:
+            if texts.is_text(name):
+                self._tasks[name] = texts.load(name, documents=self.documents, seed=self.seed)
+            else:
+                template = harness.apply_chat_template if self.chat else None
+                self._tasks[name] = tasks.load(
+                    name, data_dir=self.data_dir, documents=self.documents, seed=self.seed, chat_template=template
+                )
+        return self._tasks[name]
+
+    def _evaluate(self, configuration: Configuration, name: str, harness: Harness) -> Outcome:
+        task = self._task(name, harness)
+        fit = self._fit(configuration.rule)
+        if harness.masking.steer is not None:
+            fit.apply(self.loaded.model, configuration.sparsity)  # each task starts from the calibrated thresholds
+        harness.masking.reset()
+        harness.processed = 0
+        harness.label = name
+        started = time.perf_counter()
+        scores, generated = texts.score(task, harness, self.crew) if texts.is_text(name) else answer(task, harness, self.crew)
+        seconds = time.perf_counter() - started
+        tokens = sum(self.crew.gather(harness.processed))
+        realised = harness.masking.realised(self.crew.gather)
+        return Outcome(
+            task=task.name,
+            documents=task.documents,
+            data=task.data,
+            configuration={
+                **self._identity(configuration),
+                "shots": task.shots,
+                "processes": self.crew.size,
+                "calibrated": None if fit is None else fit.describe(),
+            },
+            model=self.loaded.info,
+            metrics=summarise(scores),
+            scores=scores,
+            sparsity=self._sparsity(configuration, fit, realised),
+            speed={"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)},
+            texts=generated,
+        )
+
+    def _sparsity(self, configuration: Configuration, fit, realised: dict) -> dict:
+        """Targets, and what was realised: over all phases, weighted by tokens, and by phase."""
+        total = sum(part["tokens"] for part in realised.values())
+        overall = sum(part["tokens"] * part["gate_sparsity"] for part in realised.values()) / total if total else 0.0
+        level = configuration.sparsity
+        gate = 0.0 if fit is None else fit.gate_sparsity(level)
+        return {
+            "gate_target": gate,
+            "model_target": 0.0 if fit is None else fit.model_sparsity(self.shape, level),
+            "bytes_per_token": self.shape.bytes_per_token() if fit is None else fit.bytes_per_token(self.shape, level),
+            "gate_realised": overall,
+            "model_realised": self.shape.model_sparsity(overall),
+            "realised": realised,
+        }
+
+    def _late(self, deadline: float | None) -> bool:
+        return deadline is not None and self.crew.gather(time.monotonic() > deadline)[0]
+
+
+def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, list[str] | None]:
+    """Scores of every document and, of generative tasks, the texts; the documents are shared among the processes."""
+    requests = task.requests
+    kind = requests[0].request_type
+    mine = [place for place, request in enumerate(requests) if request.doc_id % crew.size == crew.rank]
+    if kind == "loglikelihood":
+        if task.encoded is None:
+            task.encoded = harness.encode(requests)
+        found = harness._loglikelihood_tokens([task.encoded[place] for place in mine])
+    else:
+        found = getattr(harness, kind)([requests[place] for place in mine])
+    responses: dict[int, object] = {}
+    for part in crew.gather(dict(zip(mine, found, strict=True))):
+        responses |= part
+    if len(responses) != len(requests):
+        raise CatsError(f"{len(responses)} of {len(requests)} requests of {task.name} were answered.")
+    ordered = [responses[place] for place in range(len(requests))]
+    return score(task, ordered), ordered if kind == "generate_until" else None

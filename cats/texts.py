@@ -1,0 +1,66 @@
+"""Perplexity on plain text as a task, "text:<corpus>", so that a suite measures it beside the others."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from cats import corpora
+from cats.crew import Crew
+from cats.evaluation import document_nll
+
+PREFIX = "text:"
+_LENGTH = 1024  # tokens of context at most
+
+
+@dataclass
+class LoadedText:
+    """A corpus as a task: `documents` are numbers of those with a token to score, known after the first run."""
+
+    name: str
+    corpus: corpora.Corpus
+    documents: list[int]
+    data: dict
+    shots: int = 0
+
+
+def is_text(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def check(name: str) -> None:
+    """Raises CatsError for an unknown corpus, a missing file or no network."""
+    load(name, documents=None, seed=0)
+
+
+def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
+    """The test split (of a hub data set: validation) of a corpus; errors as `cats.corpora.load`."""
+    title = name.removeprefix(PREFIX)
+    split = "all" if title.endswith((".txt", ".jsonl", ".gz")) else "test"
+    corpus = corpora.load(title, split=split, documents=documents, seed=seed)
+    return LoadedText(f"{PREFIX}{corpus.name}", corpus, list(range(len(corpus.documents))), corpus.info)
+
+
+def score(task: LoadedText, harness, crew: Crew) -> tuple[dict[str, np.ndarray], None]:
+    """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one too short to score."""
+    mine = crew.share(task.documents)
+    found: dict[int, tuple] = {}
+    if mine:
+        hook = harness.model.register_forward_pre_hook(partial(_announce, harness.masking), with_kwargs=True)
+        try:
+            table = document_nll(
+                harness.model,
+                harness.tokenizer,
+                [task.corpus.documents[number] for number in mine],
+                max_length=min(_LENGTH, harness.max_length),
+            )
+        finally:
+            hook.remove()
+        found = {mine[row.document]: (-row.nll_nats, row.tokens) for row in table.itertuples()}
+        harness.processed += int(table.tokens.sum())
+    everything = {key: value for part in crew.gather(found) for key, value in part.items()}
+    return {"nll": np.asarray([everything.get(n, (0.0, 0)) for n in task.documents], dtype=float)}, None
+
+
+def _announce(masking, module, args, kwargs) -> None:
+    masking.begin("prefill", kwargs["attention_mask"].bool())
