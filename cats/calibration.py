@@ -12,21 +12,22 @@ from tqdm.auto import tqdm
 from cats.activation import CatsMLP
 from cats.checkpoints import Checkpoint
 from cats.errors import CatsError
-from cats.histogram import Binning, count, quantiles, shares_below
+from cats.histogram import Binning, count, interpolate, quantiles, refined, rounded, shares_below
 from cats.observation import Observation
 from cats.sparsify import check_weights, swap_in, swap_out
 from cats.structure import GatedMLP, find_gated_mlps
-from cats.thresholds import Thresholds, fingerprint, interpolate
+from cats.thresholds import Thresholds, fingerprint
 
 # Where an activation has its minimum, its slope is zero: every layer crowds its values below that magnitude.
 FOLDS = {"silu": 0.2784645427, "gelu": 0.1699712075, "gelu_tanh": 0.1700408}
 PER_NEURON = Binning(mantissa_bits=4, lowest=-24, highest=8)
 PER = ("layer", "neuron")
 _TAIL = [0.9925, 0.995, 0.9965, 0.998, 0.999, 0.9995, 0.9999, 1.0]
-GRID = torch.tensor([0.0, 0.001, 0.0025, *(k / 200 for k in range(1, 199)), *_TAIL], dtype=torch.float32)
+GRID = torch.tensor([0.0, 0.001, 0.0025, 0.005, *(k / 100 for k in range(1, 100)), *_TAIL], dtype=torch.float32)
 GRID_PER_NEURON = torch.tensor([0.0, 0.01, *(k / 40 for k in range(1, 40)), 0.99, 1.0], dtype=torch.float32)
 _GRID_LIMIT = 400  # points: 100 kB of JSON for 32 layers
-_EXCESS = 2e-4  # what interpolation between points may miss, as a fraction of a layer's activations
+_EXCESS = 3e-4  # what interpolation between points may miss, as a fraction of a layer's activations
+_PROBES = torch.linspace(0.05, 0.95, 1801)
 _POLICY = ("bos", "sequence_length", "order_seed")  # of what corpora.batches tells
 
 
@@ -83,13 +84,14 @@ def calibrate(
                 f"Layer {layer} has {outside:,} gate activations that are infinite, NaN or above "
                 f"{2**binning.highest:,}: run the model in float32 or bfloat16, or check its weights."
             )
-    held = [c.cpu() if c.ndim == 2 else c[None].cpu() for c in counts]
     if per == "layer":
-        grid = _refined(held, grid, binning)
-        values = _rounded(torch.cat([quantiles(c, grid, binning) for c in held]))
+        counts = [c[None].cpu() for c in counts]
+        every = torch.cat(counts)
+        grid = refined(every, grid, binning, _PROBES, tolerance=_EXCESS, limit=_GRID_LIMIT)
+        values = rounded(every, quantiles(every, grid, binning), binning, _EXCESS / 4)
     else:
-        values = torch.stack([quantiles(c, grid, binning).float() for c in held])
-    errors = [_grid_error(c, grid, v, binning, weights is not None) for c, v in zip(held, values, strict=True)]
+        values = torch.stack([quantiles(c, grid, binning).float() for c in counts])
+    errors = [_grid_error(c, grid, v, binning, weights is not None) for c, v in zip(counts, values, strict=True)]
     return Thresholds(
         **_provenance(source or {}, model, mlps, signs, skip_first),
         criterion=_criterion(per, weights is not None),
@@ -194,25 +196,6 @@ def watched(model: nn.Module):
             module.training = mode
 
 
-def _refined(counts: list[Tensor], grid: Tensor, binning: Binning) -> Tensor:
-    """The grid with points where a layer's quantile function bends so much that interpolation misses it."""
-    probes = torch.linspace(0.05, 0.95, 1801, dtype=torch.float32)
-    aims = [quantiles(c, probes, binning) for c in counts]
-    reached = [torch.stack(shares_below(c, t, binning)).mean(0) for c, t in zip(counts, aims, strict=True)]
-    while len(grid) < _GRID_LIMIT:
-        added = []
-        for c, goal in zip(counts, reached, strict=True):
-            t = interpolate(grid, quantiles(c, grid, binning), probes[None])
-            excess = (torch.stack(shares_below(c, t, binning)).mean(0) - goal).abs().squeeze(0)
-            if excess.max() > _EXCESS:
-                added.append(probes[excess.argmax()])
-        wider = torch.cat([grid, torch.stack(added)]).unique() if added else grid
-        if len(wider) == len(grid):
-            break
-        grid = wider
-    return grid
-
-
 def _grid_error(counts: Tensor, grid: Tensor, values: Tensor, binning: Binning, weighted: bool) -> float:
     """Bound of |share of activations zero or below at(s) - s| for s in 0.05 … 0.95, the mean over rows [R, bins].
 
@@ -234,11 +217,6 @@ def _checked(weights: Tensor, per: str, shape: list[int]) -> Tensor:
     if list(weights.shape) != shape or not bool(weights.isfinite().all()) or not bool((weights >= 0).all()):
         raise CatsError(f"Weights must be finite, not negative, and of shape {shape}: one per layer and neuron.")
     return weights
-
-
-def _rounded(values: Tensor) -> Tensor:
-    """To six digits, fp32: half the size in a file, and the error is measured afterwards."""
-    return torch.tensor([[float(f"{value:.6g}") for value in row] for row in values.tolist()], dtype=torch.float32)
 
 
 def _criterion(per: str, weighted: bool) -> str:

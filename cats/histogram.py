@@ -1,13 +1,15 @@
 """Histograms over the leading bits of floating-point magnitudes: quantiles of a stream in fixed memory (sec. 4.1)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 _CHUNK = 1 << 20  # values binned at a time on a CPU: the integers of one chunk stay in its caches
 _CHUNK_GPU = 1 << 24
-_FINE = 3  # bits of an fp32 mantissa that the finer bins do not tell apart
+# Distances from a fold: leading bits of their mantissa that number a bin, and the octaves that have bins.
+_FOLD_BITS, _NEAREST, _FARTHEST = 9, -26, -4
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,8 @@ class Binning:
 
     The leading bits of an fp32 number number its bin. So each value that bf16 (7 bits of mantissa) or fp16
     (10) can hold is the left edge of a bin of its own where `mantissa_bits` is no less: ties are never split.
-    `fold`: a magnitude just below which values crowd, as they do where an activation has its minimum; bins
-    there are finer, 2^-20 wide relative to it.
+    `fold`: a magnitude just below which values crowd, as they do where an activation has its minimum: their
+    density grows there as 1 / sqrt(fold - |v|). Bins get finer with that distance, down to single numbers.
     """
 
     mantissa_bits: int
@@ -35,34 +37,37 @@ class Binning:
 
     @property
     def _fine(self) -> int:
-        return 0 if self.fold is None else (_bits(self.fold * (1 + 2**-18)) - self._window >> _FINE) + 1
-
-    @property
-    def _window(self) -> int:
-        """Bits of the number at which the finer bins start, 3 % below the fold, on the edge of a coarse bin."""
-        shift = 23 - self.mantissa_bits
-        return _bits(self.fold * (1 - 2**-5)) >> shift << shift
+        return 0 if self.fold is None else (_FARTHEST - _NEAREST) << _FOLD_BITS
 
     def number(self, values: Tensor) -> Tensor:
         """The bin of each value, int32 in the shape of `values`; infinities and NaN are in the last."""
         bits = torch.bitwise_and(values.float().view(torch.int32), 0x7FFFFFFF)  # without the sign
-        bins = torch.bitwise_right_shift(bits, 23 - self.mantissa_bits)
-        bins.sub_(((self.lowest + 127) << self.mantissa_bits) - 1).clamp_(0, self._coarse - 1)
         if self.fold is not None:
-            bins.add_(bits.sub_(self._window).bitwise_right_shift_(_FINE).clamp_(0, self._fine))
-        return bins
+            # a sum of two step functions that never fall: its steps are the steps of both
+            distance = torch.sub(self.fold, bits.view(torch.float32)).view(torch.int32)  # < 0 above the fold
+            distance.bitwise_right_shift_(23 - _FOLD_BITS).sub_(_NEAREST + 127 << _FOLD_BITS)
+            distance.clamp_(0, self._fine)
+        bins = bits.bitwise_right_shift_(23 - self.mantissa_bits)
+        bins.sub_((self.lowest + 127 << self.mantissa_bits) - 1).clamp_(0, self._coarse - 1)
+        return bins if self.fold is None else bins.add_(self._fine).sub_(distance)
 
+    @lru_cache  # noqa: B019, there are as many as kinds of activation
     def edges(self) -> Tensor:
         """Left edge of each bin, fp64 [bins]; a value on an edge belongs to the bin that starts there."""
-        shift, first = 23 - self.mantissa_bits, (self.lowest + 127) << self.mantissa_bits
-        bits = torch.arange(first, first + self._coarse - 1, dtype=torch.int32) << shift
+        steps = torch.arange(self._coarse - 1, dtype=torch.int32) + (self.lowest + 127 << self.mantissa_bits)
+        candidates = (steps << (23 - self.mantissa_bits)).view(torch.float32)
         if self.fold is not None:
-            bits = torch.cat([bits, self._window + (torch.arange(self._fine + 1, dtype=torch.int32) << _FINE)])
-        starts = bits.unique().view(torch.float32)
+            steps = torch.arange(self._fine + 1, dtype=torch.int32) + (_NEAREST + 127 << _FOLD_BITS)
+            folded = self.fold - (steps << (23 - _FOLD_BITS)).view(torch.float32)
+            above, below = torch.nextafter(folded, torch.tensor(1.0)), torch.nextafter(folded, torch.tensor(0.0))
+            candidates = torch.cat([candidates, folded, above, below])
+        starts = candidates.sort().values
+        bins = self.number(starts).long()
+        first = torch.cat([torch.ones(1, dtype=torch.bool), bins.diff() > 0])
         edges = torch.full((self.bins,), torch.inf, dtype=torch.float64)
-        edges[self.number(starts).long()] = starts.double()
+        edges[bins[first]] = starts[first].double()
         edges[0] = 0
-        # a number that no value has, where a coarse and a fine bin start together, belongs to the next bin
+        # a bin that no number falls in, where two steps coincide, is empty between the edges beside it
         return edges.flip(0).cummin(0).values.flip(0)
 
 
@@ -88,12 +93,77 @@ def count(counts: Tensor, values: Tensor, binning: Binning) -> None:
 def quantiles(counts: Tensor, grid: Tensor, binning: Binning) -> Tensor:
     """Thresholds [R, G] (fp64) below which the share `grid` [G] of the magnitudes lies, for counts [R, bins].
 
-    The share below t is the nearest to `grid` that a bin's edge can give, or nearer: where magnitudes are discrete, t
-    lies in the middle of a gap between two; where they are dense, it is interpolated in a bin. At 0, t is 0; above 0,
-    at least 2^lowest, so that zeros count as dropped; at 1, every magnitude is below t.
+    The share below t is the nearest to `grid` that a bin's edge can give, or nearer: where magnitudes are
+    discrete, t lies in the middle of a gap between two; where they are dense, it is interpolated in a bin. At
+    0, t is 0; above 0, at least 2^lowest, so that zeros count as dropped; at 1, every magnitude is below t.
     """
+    return _quantiles(_below(counts), grid, binning)
+
+
+def shares_below(
+    counts: Tensor, thresholds: Tensor, binning: Binning, slack: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds [R, S] (fp64) of the share of magnitudes below thresholds [R, S].
+
+    For counts [R, bins]. `slack`: relative error that the comparison may make. Equal bounds where a threshold
+    lies in a gap.
+    """
+    return _shares(_below(counts), thresholds, binning, slack)
+
+
+def refined(
+    counts: Tensor, grid: Tensor, binning: Binning, probes: Tensor, *, tolerance: float, limit: int
+) -> Tensor:
+    """`grid` with as many of the `probes` (sparsities) as it takes to interpolate between its points.
+
+    That is until the share below an interpolated threshold is within `tolerance` of the share below the one
+    that `quantiles` would give there, for every row of counts [R, bins], or until there are `limit` points.
+    """
+    below = _below(counts)
+    aims = _quantiles(below, probes, binning)
+    goals = torch.stack(_shares(below, aims, binning, 0.0)).mean(0)
+    while True:
+        t = interpolate(grid, _quantiles(below, grid, binning), probes[None])
+        excess = (torch.stack(_shares(below, t, binning, 0.0)).mean(0) - goals).abs()
+        worst = excess.max(1)
+        order = worst.values.argsort(descending=True)[: limit - len(grid)]
+        added = probes[worst.indices[order][worst.values[order] > tolerance]]
+        wider = torch.cat([grid, added]).unique()
+        if len(wider) == len(grid):
+            return grid
+        grid = wider
+
+
+def rounded(counts: Tensor, values: Tensor, binning: Binning, tolerance: float) -> Tensor:
+    """`values` [R, G] in the fewest decimal digits that move no share of counts [R, bins] by `tolerance`."""
+    below = _below(counts)
+    goals = torch.stack(_shares(below, values, binning, 0.0))
+    result = values.float().double()
+    for digits in range(9, 3, -1):
+        text = [[float(f"{value:.{digits}g}") for value in row] for row in values.tolist()]
+        shorter = torch.tensor(text, dtype=torch.float32).double()
+        moved = (torch.stack(_shares(below, shorter, binning, 0.0)) - goals).abs().amax(0)
+        result = torch.where(moved < tolerance, shorter, result)
+    return result.float().cummax(1).values
+
+
+def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
+    """Values [..., S] (fp64) of quantile functions [..., G] at `targets` [..., S], linear between grid points."""
+    grid, values = grid.double(), values.double()
+    targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
+    place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)
+    share = ((targets - grid[place - 1]) / (grid[place] - grid[place - 1])).clamp(0, 1)
+    below = values.gather(-1, place - 1)
+    return below + share * (values.gather(-1, place) - below)
+
+
+def _below(counts: Tensor) -> Tensor:
+    """How many magnitudes are below each edge but the first, fp64 [R, bins - 1]."""
+    return counts.cpu().cumsum(-1)[..., :-1].double()
+
+
+def _quantiles(below: Tensor, grid: Tensor, binning: Binning) -> Tensor:
     edges = binning.edges()[1:]
-    below = counts.cpu().cumsum(-1)[..., :-1].double()  # [R, K], how many are below each edge
     target = grid.double() * below[:, -1:]
     high = torch.searchsorted(below, target).clamp(max=len(edges) - 1)
     low = (high - 1).clamp(min=0)
@@ -104,27 +174,19 @@ def quantiles(counts: Tensor, grid: Tensor, binning: Binning) -> Tensor:
     at_end = (start == 0) | (nearest == below[:, -1:])
     values = torch.where(at_end, edges[start], (edges[start] + edges[stop]) / 2)
     before, after = (low - 1).clamp(min=0), (high + 1).clamp(max=len(edges) - 1)
-    dense = (below.gather(1, before) < low_count) & (low_count < high_count) & (high_count < below.gather(1, after))
+    dense = (below.gather(1, before) < low_count) & (low_count < high_count)
+    dense &= high_count < below.gather(1, after)
     share = (target - low_count) / (high_count - low_count).clamp(min=1)
     values = torch.where(dense, edges[low] + share * (edges[high] - edges[low]), values)
     values[:, grid <= 0] = 0
     return values.cummax(1).values
 
 
-def shares_below(counts: Tensor, thresholds: Tensor, binning: Binning, slack: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds [R, S] (fp64) of the share of magnitudes below thresholds [R, S], for counts [R, bins].
-
-    `slack`: relative error that the comparison may make. Equal bounds where a threshold lies in a gap.
-    """
+def _shares(below: Tensor, thresholds: Tensor, binning: Binning, slack: float) -> tuple[Tensor, Tensor]:
     edges = binning.edges()[1:]
-    below = counts.cpu().cumsum(-1)[..., :-1].double()
-    below = torch.cat([below, below[:, -1:]], 1)  # above the last edge there is nothing
+    total = below[:, -1:]
     t = thresholds.double()
     first = torch.searchsorted(edges, t * (1 - slack), right=True) - 1
-    last = torch.searchsorted(edges, t * (1 + slack))
+    last = torch.searchsorted(edges, t * (1 + slack)).clamp(max=len(edges) - 1)  # above the last is nothing
     lower = torch.where(first < 0, 0, below.gather(1, first.clamp(min=0)))
-    return lower / below[:, -1:], below.gather(1, last) / below[:, -1:]
-
-
-def _bits(value: float) -> int:
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+    return lower / total, below.gather(1, last) / total

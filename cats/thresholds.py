@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from cats.errors import CatsError
+from cats.histogram import interpolate
 from cats.structure import GatedMLP, find_gated_mlps
 
 SCHEMA = 1
@@ -186,16 +187,6 @@ class Thresholds:
                 and bool((scale >= 0).all())
             )
         )
-
-
-def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
-    """Values [..., S] (fp64) of quantile functions [..., G] at `targets` [..., S], linear between points of the grid."""
-    grid, values = grid.double(), values.double()
-    targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
-    place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)
-    share = ((targets - grid[place - 1]) / (grid[place] - grid[place - 1])).clamp(0, 1)
-    below = values.gather(-1, place - 1)
-    return below + share * (values.gather(-1, place) - below)
 
 
 def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
