@@ -55,15 +55,29 @@ def activation_name(act: str | Callable[[Tensor], Tensor]) -> str:
     raise CatsError(f"The activation {shown!r} is not supported: CATS here knows {', '.join(ACTIVATIONS)}.")
 
 
-def cats(z: Tensor, threshold: Tensor | float) -> Tensor:
+def cats(z: Tensor, threshold: Tensor | float, exact: Tensor | None = None) -> Tensor:
     """CATS_t(z), paper eq. 5: z where |z| >= t or z is NaN, else 0.
 
-    z: [..., m], any floating dtype; threshold: fp32, [] or [m] (one per neuron). The comparison is made in fp32
-    (fp64 for fp64 z). The gradient is that of a constant mask: exactly zero where z was masked, none to the threshold.
+    z: [..., m], any floating dtype; threshold: fp32, [] or [m] (one per neuron). The comparison is made in
+    fp32 (fp64 for fp64 z), with `exact` in place of z where given (see `unrounded`). The gradient is that of
+    a constant mask: exactly zero where z was masked, none to the threshold.
     """
     threshold = torch.as_tensor(threshold, dtype=torch.float32, device=z.device).detach()
+    compared = (z if exact is None else exact).detach().abs()
     # at least one dimension: PyTorch would otherwise round t to the dtype of z before comparing
-    return z.masked_fill(z.abs() < threshold.reshape(-1), 0)
+    return z.masked_fill(compared < threshold.reshape(-1), 0)
+
+
+def unrounded(act: Callable[[Tensor], Tensor], gate: Tensor, z: Tensor) -> Tensor:
+    """act(gate) to compare with a threshold: fp32 where gate [..., m] has 16 bits, else z = act(gate) itself.
+
+    Rounded to bf16, 5 % of a layer's SiLU values are one number, just below its minimum's magnitude 0.278: no
+    threshold could drop a share in between. The decode kernels compare in fp32 too.
+    """
+    if gate.dtype not in (torch.bfloat16, torch.float16):
+        return z.detach()
+    with torch.no_grad():
+        return act(gate.float())
 
 
 class Layout(NamedTuple):
@@ -85,13 +99,13 @@ class Layout(NamedTuple):
 
 
 class CatsMLP(nn.Module):
-    """A gated MLP y = (CATS_t(act(x W_gate)) * (x W_up)) W_down that holds the children of the dense one it replaces.
+    """A gated MLP y = (CATS_t(act(x W_gate)) * (x W_up)) W_down; holds the children of the one it replaces.
 
-    `threshold`: fp32 buffer, [] or [m], which stays fp32 when the model is cast. `prefill`: "masked" masks every
-    token (the paper), "dense" leaves calls with more than one token a sequence unmasked. `observer`, when set, is
-    called with z = act(x W_gate) and x W_up, both [..., m], before masking. `combine`, when set, computes
-    CATS_t(act(gate)) * up from gate and up, [..., m], instead of this module: `cats.masking` counts and applies its
-    policies there.
+    `threshold`: fp32 buffer, [] or [m], which stays fp32 when the model is cast. `prefill`: "masked" masks
+    every token (the paper), "dense" leaves calls with more than one token a sequence unmasked. `observer`,
+    when set, is called with z = act(x W_gate) (in fp32 for 16-bit models) and x W_up, both [..., m], before
+    masking. `combine`, when set, computes CATS_t(act(gate)) * up from gate and up, [..., m], instead of this
+    module: `cats.masking` counts and applies its policies there.
     """
 
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
@@ -117,12 +131,15 @@ class CatsMLP(nn.Module):
         gate, up = self._gate_up(x)
         if self.combine is not None:
             return getattr(self, self.layout.down)(self.combine(gate, up))
-        act = self.layout.act
-        z = getattr(self, act)(gate) if isinstance(act, str) else act(gate)
-        if self.observer is not None:
-            self.observer(z, up)
-        if self.masks(z):
-            z = cats(z, self.threshold)
+        act = getattr(self, self.layout.act) if isinstance(self.layout.act, str) else self.layout.act
+        z = act(gate)
+        masks = self.masks(z)
+        if masks or self.observer is not None:
+            exact = unrounded(act, gate, z)
+            if self.observer is not None:
+                self.observer(exact, up)
+            if masks:
+                z = cats(z, self.threshold, exact)
         return getattr(self, self.layout.down)(z * up)
 
     def masks(self, x: Tensor) -> bool:

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from cats.activation import ACTIVATIONS, PREFILL, CatsMLP, cats
+from cats.activation import ACTIVATIONS, PREFILL, CatsMLP, cats, unrounded
 from cats.errors import CatsError
 from cats.structure import places
 
@@ -170,7 +170,9 @@ def masked_product(activation: str, gate: Tensor, up: Tensor, threshold: Tensor,
     Rows where `masked` is False keep every activation. Zeros are counted after the mask, exact ones included.
     """
     z = ACTIVATIONS[activation](gate)
-    kept = cats(z, threshold) if masked is None else torch.where(masked, cats(z, threshold), z)
+    kept = cats(z, threshold, unrounded(ACTIVATIONS[activation], gate, z))
+    if masked is not None:
+        kept = torch.where(masked, kept, z)
     return kept * up, (kept == 0).sum(-1)
 
 
