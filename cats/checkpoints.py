@@ -1,4 +1,4 @@
-"""What an interrupted calibration has counted so far, on disk, tied to the model and to the batches it has seen."""
+"""What an interrupted calibration has counted, on disk, tied to its model and to the batches it has seen."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ SECONDS = 20.0  # between two writes: what an interruption can cost
 
 
 class Checkpoint:
-    """Keeps `tensors` in the file `path` while batches are counted into them, and puts them back on the next start.
+    """Keeps `tensors` in a file while batches are counted into them, and puts them back on the next start.
 
-    `identity`: whatever JSON tells this calibration from others. `tokens`: counted so far. Raises CatsError where the
-    file is damaged, or belongs to another model, other options or other batches.
+    `identity`: whatever JSON tells this calibration from others. `tokens`: counted so far. Raises CatsError
+    where the file is damaged, or belongs to another model, other options or other batches.
     """
 
     def __init__(self, path: str | os.PathLike, tensors: Sequence[Tensor], identity: list):
@@ -40,7 +40,9 @@ class Checkpoint:
         done, seen = self._read()
         for batch in batches:
             for key in sorted(batch):
-                self._seen.update(f"{key}{list(batch[key].shape)}".encode() + batch[key].cpu().numpy().tobytes())
+                self._seen.update(
+                    f"{key}{list(batch[key].shape)}".encode() + batch[key].cpu().numpy().tobytes()
+                )
             self._batches += 1
             if self._batches == done and self._seen.hexdigest() != seen:
                 raise CatsError(self._foreign("other text"))
@@ -78,7 +80,9 @@ class Checkpoint:
             data = self.path.read_bytes()
             length = int.from_bytes(data[:8], "little")
             state = json.loads(data[8 : 8 + length])["__metadata__"]
-            identity, batches, tokens, seen = (state[key] for key in ("identity", "batches", "tokens", "seen"))
+            identity, batches, tokens, seen = (
+                state[key] for key in ("identity", "batches", "tokens", "seen")
+            )
             if identity != self._identity:
                 raise CatsError(self._foreign("another model or other options"))
             for name, tensor in load_tensors(data).items():
@@ -86,7 +90,12 @@ class Checkpoint:
             self.tokens = int(tokens)
             return int(batches), seen
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CatsError(f"The checkpoint {self.path} is damaged: delete it to calibrate from the start.") from error
+            raise CatsError(
+                f"The checkpoint {self.path} is damaged: delete it to calibrate from the start."
+            ) from error
 
     def _foreign(self, what: str) -> str:
-        return f"The checkpoint {self.path} belongs to a calibration with {what}: delete it, or use another output."
+        return (
+            f"The checkpoint {self.path} belongs to a calibration with {what}: "
+            "delete it, or use another output."
+        )

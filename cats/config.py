@@ -1,4 +1,4 @@
-"""How a model is sparsified, in the form that Transformers keeps in config.json as its `quantization_config`."""
+"""How a model is sparsified, as Transformers keeps it in config.json under `quantization_config`."""
 
 import os
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ class CatsConfig(QuantizationConfigMixin):
     """CATS at gate sparsity `sparsity` in [0, 1), one number or one per layer.
 
     `thresholds`: a thresholds file or a Thresholds, to sparsify a dense model as it loads. Afterwards, and in
-    config.json, what those were calibrated on: the values in use are saved with the weights. `prefill`: "masked" or
-    "dense". `per`: "layer" or "neuron", read from the thresholds. Raises CatsError for values that cannot be.
+    config.json, what those were calibrated on: the values in use are saved with the weights. `prefill`:
+    "masked" or "dense". `per`: "layer" or "neuron", read from the thresholds. Raises CatsError for values
+    that cannot be.
     """
 
     def __init__(

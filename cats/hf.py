@@ -18,8 +18,9 @@ from cats.thresholds import sparsities
 class CatsQuantizer(HfQuantizer):
     """Sparsifies a dense checkpoint as it loads, or rebuilds a saved sparse one.
 
-    The loaded model is an ordinary one: it casts, trains, compiles, takes adapters and saves as if `sparsify` had
-    been called on it, because nothing in it is quantized. Raises CatsError where thresholds and model do not fit.
+    The loaded model is an ordinary one: it casts, trains, compiles, takes adapters and saves as if `sparsify`
+    had been called on it, because nothing in it is quantized. Raises CatsError where thresholds and model do
+    not fit.
     """
 
     def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files=None, **_) -> None:
@@ -27,7 +28,9 @@ class CatsQuantizer(HfQuantizer):
         mlps = find_gated_mlps(model)
         if not self.pre_quantized:
             if config.calibrated is None:
-                raise CatsError("A dense model needs threshold values: pass CatsConfig the path of a thresholds file.")
+                raise CatsError(
+                    "A dense model needs threshold values: pass CatsConfig the path of a thresholds file."
+                )
             config.calibrated.check(mlps, weights=False)
             return
         sparsities(config.sparsity, len(mlps))
@@ -38,7 +41,9 @@ class CatsQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_) -> None:
         config = self.quantization_config
-        self.remove_quantization_config(model)  # its marks would forbid .half(), training and merging adapters
+        self.remove_quantization_config(
+            model
+        )  # its marks would forbid .half(), training and merging adapters
         if self.pre_quantized:
             for module in cats_mlps(model):
                 store_by_columns(module)

@@ -1,4 +1,4 @@
-"""Histograms over the leading bits of floating-point magnitudes: quantiles of a stream in fixed memory (sec. 4.1)."""
+"""Histograms over the leading bits of magnitudes: quantiles of a stream in fixed memory (sec. 4.1)."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,8 +8,8 @@ from torch import Tensor
 
 _CHUNK = 1 << 20  # values binned at a time on a CPU: the integers of one chunk stay in its caches
 _CHUNK_GPU = 1 << 24
-# Distances from a fold: leading bits of their mantissa that number a bin, and the octaves that have bins.
-_FOLD_BITS, _NEAREST, _FARTHEST = 9, -26, -4
+# Distances from a fold, 2^-26 to 2^-4, that have bins of their own.
+_NEAREST, _FARTHEST = -26, -4
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,15 @@ class Binning:
     The leading bits of an fp32 number number its bin. So each value that bf16 (7 bits of mantissa) or fp16
     (10) can hold is the left edge of a bin of its own where `mantissa_bits` is no less: ties are never split.
     `fold`: a magnitude just below which values crowd, as they do where an activation has its minimum: their
-    density grows there as 1 / sqrt(fold - |v|). Bins get finer with that distance, down to single numbers.
+    density grows there as 1 / sqrt(fold - |v|). Bins get finer with that distance, down to single numbers;
+    2^fold_bits of them for each halving of it.
     """
 
     mantissa_bits: int
     lowest: int
     highest: int
     fold: float | None = None
+    fold_bits: int = 9
 
     @property
     def bins(self) -> int:
@@ -37,7 +39,7 @@ class Binning:
 
     @property
     def _fine(self) -> int:
-        return 0 if self.fold is None else (_FARTHEST - _NEAREST) << _FOLD_BITS
+        return 0 if self.fold is None else (_FARTHEST - _NEAREST) << self.fold_bits
 
     def number(self, values: Tensor) -> Tensor:
         """The bin of each value, int32 in the shape of `values`; infinities and NaN are in the last."""
@@ -45,7 +47,7 @@ class Binning:
         if self.fold is not None:
             # a sum of two step functions that never fall: its steps are the steps of both
             distance = torch.sub(self.fold, bits.view(torch.float32)).view(torch.int32)  # < 0 above the fold
-            distance.bitwise_right_shift_(23 - _FOLD_BITS).sub_(_NEAREST + 127 << _FOLD_BITS)
+            distance.bitwise_right_shift_(23 - self.fold_bits).sub_(_NEAREST + 127 << self.fold_bits)
             distance.clamp_(0, self._fine)
         bins = bits.bitwise_right_shift_(23 - self.mantissa_bits)
         bins.sub_((self.lowest + 127 << self.mantissa_bits) - 1).clamp_(0, self._coarse - 1)
@@ -57,9 +59,12 @@ class Binning:
         steps = torch.arange(self._coarse - 1, dtype=torch.int32) + (self.lowest + 127 << self.mantissa_bits)
         candidates = (steps << (23 - self.mantissa_bits)).view(torch.float32)
         if self.fold is not None:
-            steps = torch.arange(self._fine + 1, dtype=torch.int32) + (_NEAREST + 127 << _FOLD_BITS)
-            folded = self.fold - (steps << (23 - _FOLD_BITS)).view(torch.float32)
-            above, below = torch.nextafter(folded, torch.tensor(1.0)), torch.nextafter(folded, torch.tensor(0.0))
+            steps = torch.arange(self._fine + 1, dtype=torch.int32) + (_NEAREST + 127 << self.fold_bits)
+            folded = self.fold - (steps << (23 - self.fold_bits)).view(torch.float32)
+            above, below = (
+                torch.nextafter(folded, torch.tensor(1.0)),
+                torch.nextafter(folded, torch.tensor(0.0)),
+            )
             candidates = torch.cat([candidates, folded, above, below])
         starts = candidates.sort().values
         bins = self.number(starts).long()
@@ -74,7 +79,8 @@ class Binning:
 def count(counts: Tensor, values: Tensor, binning: Binning) -> None:
     """Add the magnitudes of `values` to `counts` in place, on their device and without synchronising with it.
 
-    counts: int64 or int32, [bins] for all values [...] together, or [m, bins] for each column of values [N, m].
+    counts: int64 or int32, [bins] for all values [...] together, or [m, bins] for each column of values [N,
+    m].
     """
     rows = counts.shape[0] if counts.ndim == 2 else 1
     if rows > 1:
@@ -84,7 +90,9 @@ def count(counts: Tensor, values: Tensor, binning: Binning) -> None:
     for part in values.reshape(-1, rows).split(max(1, chunk // rows)):
         bins = binning.number(part)
         bins = (bins + offsets if rows > 1 else bins).view(-1)
-        if bins.device.type == "cpu" and len(bins) * 4 > len(flat):  # or it would allocate more than it counts
+        if bins.device.type == "cpu" and len(bins) * 4 > len(
+            flat
+        ):  # or it would allocate more than it counts
             flat += torch.bincount(bins, minlength=len(flat))
         else:
             flat.index_add_(0, bins, torch.ones(1, dtype=counts.dtype, device=bins.device).expand(len(bins)))
@@ -148,7 +156,7 @@ def rounded(counts: Tensor, values: Tensor, binning: Binning, tolerance: float) 
 
 
 def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
-    """Values [..., S] (fp64) of quantile functions [..., G] at `targets` [..., S], linear between grid points."""
+    """Values [..., S] (fp64) of quantile functions [..., G] at `targets`, linear between grid points."""
     grid, values = grid.double(), values.double()
     targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
     place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)

@@ -1,4 +1,4 @@
-"""Watch the gate activations of a model while it runs, padding left out; measure the sparsity that it realises."""
+"""Watch a model's gate activations while it runs, padding left out; measure the sparsity it realises."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,9 @@ class Observation:
 
     z = act(x W_gate) and up = x W_up, [N, m], are those of valid tokens, before masking, without gradient.
 
-    Valid tokens: `valid` [B, T], or else the `attention_mask` of each call of `model`, of which the last T columns
-    count (a cache holds the others); every token where there is neither. `keep(mask)` [B, T] may narrow it further.
+    Valid tokens: `valid` [B, T], or else the `attention_mask` of each call of `model`, of which the last T
+    columns count (a cache holds the others); every token where there is neither. `keep(mask)` [B, T] may
+    narrow it further.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Observation:
             batch, length = self._mask.shape
             steps = len(flat) // batch
             if steps * batch != len(flat) or steps > length:
-                raise CatsError(f"A mask of shape {[batch, length]} does not fit {len(flat)} tokens: pass one per token.")
+                raise CatsError(
+                    f"A mask of shape {[batch, length]} does not fit {len(flat)} tokens: pass one per token."
+                )
             chosen = self._mask[:, length - steps :].reshape(-1)
             self._rows = None if bool(chosen.all()) else chosen.nonzero().squeeze(1).to(z.device)
             self._rows_of = len(flat)
@@ -87,11 +90,12 @@ class Observation:
 
 
 class SparsityMeter:
-    """Measures the share of gate activations that a sparsified model zeroes while it runs inside this context.
+    """Measures the share of gate activations that a sparsified model zeroes while it runs in this context.
 
-    `by_layer` [L] and `overall`: fractions in [0, 1] of the activations of valid tokens (see Observation) that are
-    zero after the mask, over the calls that mask. `per_token=True` also keeps `per_token` [L, N], a fraction for each
-    token. `valid` may be set anew between calls. Raises CatsError where the model is not sparsified.
+    `by_layer` [L] and `overall`: fractions in [0, 1] of the activations of valid tokens (see Observation)
+    that are zero after the mask, over the calls that mask. `per_token=True` also keeps `per_token` [L, N], a
+    fraction for each token. `valid` may be set anew between calls. Raises CatsError where the model is not
+    sparsified.
     """
 
     def __init__(self, model: nn.Module, valid: Tensor | None = None, *, per_token: bool = False):
@@ -127,14 +131,19 @@ class SparsityMeter:
             raise CatsError("No masked token was seen: run the model on some text inside the SparsityMeter.")
         widths = [module.intermediate_size for module in self._observation.modules]
         return torch.tensor(
-            [int(zeroed) / (seen * width) for zeroed, seen, width in zip(self._zeroed, self._seen, widths, strict=True)],
+            [
+                int(zeroed) / (seen * width)
+                for zeroed, seen, width in zip(self._zeroed, self._seen, widths, strict=True)
+            ],
             dtype=torch.float64,
         )
 
     @property
     def overall(self) -> float:
         """Over all gate activations of all layers."""
-        widths = torch.tensor([m.intermediate_size * n for m, n in zip(self._observation.modules, self._seen, strict=True)])
+        widths = torch.tensor(
+            [m.intermediate_size * n for m, n in zip(self._observation.modules, self._seen, strict=True)]
+        )
         return float((self.by_layer * widths).sum() / widths.sum())
 
     @property

@@ -1,4 +1,4 @@
-"""Put CATS into a model and take it out again: swap its gated MLPs in place, store W_down by its columns (sec. 5)."""
+"""Put CATS into a model and take it out again: swap its gated MLPs, store W_down by its columns (sec. 5)."""
 
 from collections.abc import Sequence
 
@@ -19,12 +19,12 @@ def sparsify(
     *,
     prefill: str = "masked",
 ) -> nn.Module:
-    """Replace every gated MLP of `model`, in place, by one that drops the share `sparsity` of its gate activations.
+    """Replace every gated MLP of `model` by one that drops the share `sparsity` of its gate activations.
 
-    `sparsity`: gate sparsity in [0, 1), one for all layers or one per layer; 0 computes what the dense model does.
-    `prefill`: "masked" masks every token, "dense" leaves calls with more than one token unmasked.
-    A model that is sparse already gets the new thresholds. Peak memory: the model and one W_down.
-    Raises CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
+    `sparsity`: gate sparsity in [0, 1), one for all layers or one per layer; 0 computes what the dense model
+    does. `prefill`: "masked" masks every token, "dense" leaves calls with more than one token unmasked. A
+    model that is sparse already gets the new thresholds. Peak memory: the model and one W_down. Raises
+    CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
     """
     config = CatsConfig(sparsity, thresholds, prefill=prefill).applied()
     mlps = find_gated_mlps(model)
@@ -40,13 +40,13 @@ def sparsify(
 
 
 def set_sparsity(model: nn.Module, thresholds: Thresholds, sparsity: float | Sequence[float]) -> nn.Module:
-    """Change the thresholds of a sparsified model in place, without touching its weights; errors as `sparsify`."""
+    """Change the thresholds of a sparsified model, without touching its weights; errors as `sparsify`."""
     modules = cats_mlps(model)
     return sparsify(model, thresholds, sparsity, prefill=modules[0].prefill)
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Put the dense MLPs back, with weights of the strides that they had; adapters attached meanwhile stay."""
+    """Put the dense MLPs back, weights with the strides that they had; adapters attached meanwhile stay."""
     for parent, name, module in places(model):
         dense = module.dense
         for child_name, child in module.named_children():
@@ -63,7 +63,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def swap_in(model: nn.Module, mlps: Sequence[GatedMLP], *, prefill: str) -> list[CatsMLP]:
-    """Replace the dense modules of `mlps` by CatsMLP of threshold zero; those that are sparse already stay."""
+    """Replace the dense modules of `mlps` by CatsMLP of threshold zero; those already sparse stay."""
     modules = []
     for mlp in mlps:
         module = mlp.module
@@ -85,7 +85,7 @@ def swap_out(model: nn.Module, mlps: Sequence[GatedMLP]) -> None:
 
 
 def store_by_columns(module: CatsMLP) -> None:
-    """Give W_down [d, m] strides (1, d), so that its transpose is contiguous [m, d] and no second copy is needed."""
+    """Give W_down [d, m] strides (1, d): its transpose [m, d] is contiguous then, without a second copy."""
     weight = _down_weight(module)
     if weight.device.type == "meta" or weight.t().is_contiguous():
         return
@@ -93,7 +93,7 @@ def store_by_columns(module: CatsMLP) -> None:
 
 
 def describe(model: nn.Module, config: CatsConfig | None) -> None:
-    """Note in (or remove from) the Transformers configuration how the model is sparsified, so that it saves and loads."""
+    """Note in the Transformers configuration how the model is sparsified, for saving; None takes it out."""
     for module in model.modules():
         if hasattr(module, "save_pretrained") and hasattr(module, "config"):
             if config is not None:
@@ -122,5 +122,6 @@ def check_weights(mlps: Sequence[GatedMLP]) -> None:
     for mlp in mlps:
         if any(parameter.is_meta for parameter in mlp.module.parameters()):
             raise CatsError(
-                f"The weights of {mlp.name} are not in memory (offloaded or not loaded): load the model on one device."
+                f"The weights of {mlp.name} are not in memory (offloaded or not loaded): "
+                "load the model on one device."
             )

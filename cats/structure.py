@@ -1,4 +1,4 @@
-"""Recognise a gated MLP, y = down(act(gate(x)) * up(x)), by the traced graph of its forward and not by its class."""
+"""Recognise a gated MLP, y = down(act(gate(x)) * up(x)), by the graph of its forward, not by its class."""
 
 import operator
 from dataclasses import dataclass
@@ -35,14 +35,15 @@ class Lookalike(Exception):
 def find_gated_mlps(model: nn.Module) -> list[GatedMLP]:
     """Every gated MLP of the text decoder, in layer order; of an already sparsified model, the sparse ones.
 
-    Raises CatsError, naming what was found, where there is none, where there are experts, or where a module has the
-    parts of a gated MLP but does something else with them.
+    Raises CatsError, naming what was found, where there is none, where there are experts, or where a module
+    has the parts of a gated MLP but does something else with them.
     """
     title = type(model).__name__
     experts = [name for name, module in model.named_modules() if _is_experts(name, module)]
     if experts:
         raise CatsError(
-            f"{title} is a mixture of experts ({type(model.get_submodule(experts[0])).__name__} at {experts[0]}, "
+            f"{title} is a mixture of experts "
+            f"({type(model.get_submodule(experts[0])).__name__} at {experts[0]}, "
             f"{len(experts)} in all): CATS here works on dense gated MLPs, choose a dense model."
         )
     found: list[GatedMLP] = []
@@ -71,7 +72,8 @@ def find_gated_mlps(model: nn.Module) -> list[GatedMLP]:
         )
     if not found:
         raise CatsError(
-            f"{title} has no gated MLP (two projections of the input, one through an activation, multiplied): "
+            f"{title} has no gated MLP "
+            "(two projections of the input, one through an activation, multiplied): "
             f"found {_summary(model)}."
         )
     return found
@@ -109,12 +111,14 @@ def layout_of(module: nn.Module) -> Layout | None:
     layout = _match(module, linears, graph)
     for name in {layout.gate, layout.up, layout.down}:
         if not linears[name].weight.is_floating_point():
-            raise Lookalike(f"its {name} is quantized to {linears[name].weight.dtype}; load it in bfloat16 or float16")
+            raise Lookalike(
+                f"its {name} is quantized to {linears[name].weight.dtype}; load it in bfloat16 or float16"
+            )
     return layout
 
 
 def _slots(model: nn.Module):
-    """(name, module) of every child of the text decoder's modules: a module shared by two parents comes twice."""
+    """(name, module) of every child in the text decoder: a module shared by two parents comes twice."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
     for parent_name, parent in (model.get_submodule(prefix) if prefix else model).named_modules():
@@ -130,7 +134,9 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _is_experts(name: str, module: nn.Module) -> bool:
     last = name.rpartition(".")[2].lower()
-    return ("expert" in last or "experts" in type(module).__name__.lower()) and any(True for _ in module.parameters())
+    return ("expert" in last or "experts" in type(module).__name__.lower()) and any(
+        True for _ in module.parameters()
+    )
 
 
 def _has_parts(module: nn.Module, linears: dict[str, nn.Module]) -> bool:
@@ -144,7 +150,8 @@ def _has_parts(module: nn.Module, linears: dict[str, nn.Module]) -> bool:
     if len(shapes) == 2:
         return any(a[1] == 2 * b[0] and a[0] == b[1] for a, b in (shapes, shapes[::-1]))
     return any(
-        a == b and c == a[::-1] for a, b, c in (shapes, (shapes[1], shapes[2], shapes[0]), (shapes[0], shapes[2], shapes[1]))
+        a == b and c == a[::-1]
+        for a, b, c in (shapes, (shapes[1], shapes[2], shapes[0]), (shapes[0], shapes[2], shapes[1]))
     )
 
 
@@ -187,7 +194,9 @@ def _match(module: nn.Module, linears: dict[str, nn.Module], graph: fx.Graph) ->
             used.add(node)
             node = step(node.args[0], _HALVE)
             if not _halves(module, node):
-                raise Lookalike(f"its forward computes {_show(node)} where a plain gated MLP halves the last dimension")
+                raise Lookalike(
+                    f"its forward computes {_show(node)} where a plain gated MLP halves the last dimension"
+                )
             used.add(node)
             node = node.args[0]
         if isinstance(node, fx.Node) and node.target in linears and node.args == (inputs[0],):
@@ -263,7 +272,10 @@ def _summary(model: nn.Module) -> str:
     """What a model has instead: the classes that hold its Linears (or Conv1D), most frequent first."""
     counts: dict[str, int] = {}
     for _, module in _slots(model):
-        if any(getattr(child, "weight", None) is not None and child.weight.ndim == 2 for child in module.children()):
+        if any(
+            getattr(child, "weight", None) is not None and child.weight.ndim == 2
+            for child in module.children()
+        ):
             counts[type(module).__name__] = counts.get(type(module).__name__, 0) + 1
     top = sorted(counts.items(), key=lambda item: -item[1])[:4]
     return ", ".join(f"{count} {name}" for name, count in top) or "no linear layers"

@@ -1,4 +1,4 @@
-"""The calibration artefact: per layer the quantile function of |z|, from which t follows for any sparsity (sec. 4.1)."""
+"""The calibration artefact: quantile functions of |z|, from which t follows for any sparsity (sec. 4.1)."""
 
 import hashlib
 import json
@@ -25,11 +25,12 @@ _INLINE = 1 << 15  # more values than this (10 bytes of JSON each) go beside the
 class Thresholds:
     """Quantiles of |z|, z = act(x W_gate), of one model on one corpus.
 
-    `grid` [G]: gate sparsities, ascending from 0 to 1. `values`: thresholds at the grid, [L, G], one scalar per layer
-    (CATS), or [L, m, G], one per neuron. `scale` [L, m], where given: `values` [L, G] are quantiles of |z| scale, so
-    neuron j drops z where |z| < t / scale_j. `grid_error`: no layer's share of activations that are zero or below
-    `at(s)`, on the calibration tokens, differs from s by more than this fraction, for any s in 0.05 … 0.95.
-    `model`, `corpus`, `policy` (padding, first token, …), `tokens`: what was measured, on what.
+    `grid` [G]: gate sparsities, ascending from 0 to 1. `values`: thresholds at the grid, [L, G], one scalar
+    per layer (CATS), or [L, m, G], one per neuron. `scale` [L, m], where given: `values` [L, G] are quantiles
+    of |z| scale, so neuron j drops z where |z| < t / scale_j. `grid_error`: no layer's share of activations
+    that are zero or below `at(s)`, on the calibration tokens, differs from s by more than this fraction, for
+    any s in 0.05 … 0.95. `model`, `corpus`, `policy` (padding, first token, …), `tokens`: what was measured,
+    on what.
     """
 
     model: dict
@@ -65,14 +66,16 @@ class Thresholds:
         return t.float()
 
     def check(self, model: nn.Module | Sequence[GatedMLP], *, weights: bool = True) -> None:
-        """Raise CatsError unless these thresholds were calibrated on this model: layers, sizes, activation, weights.
+        """Raise CatsError unless these were calibrated on this model: layers, sizes, activation, weights.
 
         `weights` False compares shapes alone, for a model whose weights are not loaded yet.
         """
         mlps = find_gated_mlps(model) if isinstance(model, nn.Module) else list(model)
         name = self.model.get("id") or self.model.get("architecture") or "another model"
         if len(mlps) != self.layers:
-            raise CatsError(f"These thresholds are for {self.layers} layers ({name}), the model has {len(mlps)}.")
+            raise CatsError(
+                f"These thresholds are for {self.layers} layers ({name}), the model has {len(mlps)}."
+            )
         sizes = self.model.get("intermediate_sizes") or []
         for mlp, size in zip(mlps, sizes, strict=False):
             if mlp.intermediate_size != size:
@@ -82,7 +85,8 @@ class Thresholds:
                 )
             if mlp.activation != self.activation:
                 raise CatsError(
-                    f"These thresholds are for {self.activation} gates ({name}), the model has {mlp.activation}."
+                    f"These thresholds are for {self.activation} gates ({name}), "
+                    f"the model has {mlp.activation}."
                 )
         expected = self.model.get("gate_signs")
         if weights and expected and fingerprint(mlps) != expected:
@@ -127,7 +131,7 @@ class Thresholds:
         for name, tensor in tensors.items():
             if tensor is not None:
                 document[name] = reference if name in large else _shortest(tensor)
-        lines = (f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in document.items())
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
         write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
     @classmethod
@@ -140,7 +144,9 @@ class Thresholds:
             reason = error.strerror.lower() if error.strerror else "it cannot be opened"
             raise CatsError(f"The thresholds file {path} cannot be read: {reason}.") from error
         except ValueError as error:
-            raise CatsError(f"The thresholds file {path} is not valid JSON, it may be truncated: make it again.") from error
+            raise CatsError(
+                f"The thresholds file {path} is not valid JSON, it may be truncated: make it again."
+            ) from error
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise CatsError(f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA}.")
@@ -162,7 +168,9 @@ class Thresholds:
         except (KeyError, TypeError, ValueError) as error:
             raise CatsError(f"The thresholds file {path} lacks or garbles {error}: make it again.") from error
         if list(values.shape) != expected or not thresholds.consistent():
-            raise CatsError(f"The thresholds file {path} is inconsistent (grid, values or shape): make it again.")
+            raise CatsError(
+                f"The thresholds file {path} is inconsistent (grid, values or shape): make it again."
+            )
         return thresholds
 
     def consistent(self) -> bool:
@@ -182,9 +190,11 @@ class Thresholds:
             and bool((values.diff() >= 0).all())
             and (
                 scale is None
-                or (values.ndim == scale.ndim == 2 and len(scale) == len(values))
-                and bool(scale.isfinite().all())
-                and bool((scale >= 0).all())
+                or (
+                    (values.ndim == scale.ndim == 2 and len(scale) == len(values))
+                    and bool(scale.isfinite().all())
+                    and bool((scale >= 0).all())
+                )
             )
         )
 
@@ -194,15 +204,19 @@ def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
     given = sparsity.tolist() if isinstance(sparsity, Tensor) else sparsity
     given = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * layers
     if len(given) != layers:
-        raise CatsError(f"{len(given)} sparsities were given for {layers} layers: give one, or one per layer.")
+        raise CatsError(
+            f"{len(given)} sparsities were given for {layers} layers: give one, or one per layer."
+        )
     for value in given:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise CatsError(f"Sparsity {value!r} is outside [0, 1): it is the share of gate activations to drop.")
+            raise CatsError(
+                f"Sparsity {value!r} is outside [0, 1): it is the share of gate activations to drop."
+            )
     return torch.tensor(given, dtype=torch.float64)
 
 
 def fingerprint(mlps: Sequence[GatedMLP]) -> str:
-    """sha256 over the signs of 4096 gate weights per layer, the same for every dtype that the weights are cast to."""
+    """sha256 over the signs of 4096 gate weights per layer: the same in every dtype."""
     digest = hashlib.sha256()
     for mlp in mlps:
         weight = mlp.module.get_submodule(mlp.layout.gate).weight.detach()
