@@ -9,7 +9,7 @@ import torch
 
 import cats
 import cats_cli
-from cats import calibration, corpora, embedded, models, paths
+from cats import embedded, models, paths
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -19,18 +19,6 @@ SHELL = [
     if language == "bash"
     for line in block.splitlines()
 ] + re.findall(r"`((?:cats [a-z]|make )[^`]*)`", README)
-
-
-@pytest.fixture(scope="module")
-def thresholds_file(tmp_path_factory):
-    """A small calibration of the embedded model."""
-    loaded = models.load()
-    corpus = corpora.load(split="train", documents=4)
-    batches = corpora.batches(corpus, loaded.tokenizer, tokens=1024, sequence_length=256, batch_size=2)
-    thresholds = calibration.calibrate(loaded.model, batches, source={"model": loaded.info, **batches.info})
-    file = tmp_path_factory.mktemp("readme") / "thresholds.json"
-    thresholds.save(file)
-    return file
 
 
 def test_three_lines_make_a_model_sparse(thresholds_file, monkeypatch):
