@@ -2,9 +2,11 @@
 
 import ctypes
 import logging
+import math
 import os
 import struct
 import threading
+import time
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from cats_kernels import reference
 logger = logging.getLogger(__name__)
 
 CHUNKS = 64  # most chunks a call: threads end within 1/64 of each other, partial sums stay below 1 % of bytes
-CHUNK_ROWS = 32  # fewest neurons a chunk: 48 chunks for the 1536 neurons of SmolLM2-135M
+CHUNK_ROWS = 64  # fewest neurons a chunk: with 32 the streams of SmolLM2-135M are so short that 10 % are lost
+SCHEDULED = 200_000  # ns that a call may take longer before the cores count as busy; a time slice is 3 ms
+FEWEST_ALONE, MOST_ALONE = 2, 256  # calls on one thread before all threads are tried again, doubled each time
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _threads = threading.local()
@@ -75,7 +79,7 @@ def _compiled(dtype):
     try:
         from cats_kernels import cpu_kernel
     except ImportError as error:
-        logger.warning("CATS decodes on this CPU without a speed-up, by dense products: install numba (%s).", error)
+        logger.warning("CATS decodes on this CPU by dense products, not faster: install numba (%s).", error)
         return None
     return cpu_kernel.compiled(DTYPES[dtype])
 
@@ -102,17 +106,17 @@ class _Workspace:
         from cats_kernels import cpu_kernel
 
         rows = max(CHUNK_ROWS, -(-m // CHUNKS))
-        rows = -(-rows // cpu_kernel.LANES) * cpu_kernel.LANES
+        lanes = cpu_kernel.MOST_LANES
+        rows = -(-rows // lanes) * lanes
         chunks = -(-m // rows)
-        group = 2 * cpu_kernel.LANES
         sizes = {
             "arguments": 8 * len(cpu_kernel.ARGUMENTS),
             "zeros": 4 * d,
             "survivors": 8 * m,
             "kept": m * tokens,
             "z": 4 * m * tokens,
-            "numbers": 8 * chunks * group,
-            "sums": 4 * chunks * group * tokens,
+            "numbers": 8 * chunks * lanes,
+            "sums": 4 * chunks * lanes * tokens,
             "partial": 4 * chunks * tokens * d,
         }
         ends = np.cumsum([-(-size // 64) * 64 for size in sizes.values()])
@@ -126,16 +130,33 @@ class _Workspace:
         struct.pack_into(f"{len(fixed)}q", self._view, 8 * len(cpu_kernel.CALL), *fixed)
         self._pack = struct.Struct(f"{len(cpu_kernel.CALL)}q").pack_into
         self._chunks = chunks
+        self._alone = self._patience = FEWEST_ALONE  # calls to make on one thread, and after the next slow call
+        self._one_thread = math.inf  # shortest call on one thread, ns
 
     def run(self, kernel, *call: int) -> None:
-        """Run `kernel` on the arguments CALL, less its two counters, with as many threads as PyTorch has."""
+        """Run `kernel` on the arguments CALL, less its two counters, with as many threads as PyTorch has.
+
+        Where other processes want the cores, waiting for a thread that is not scheduled costs a hundred calls: after
+        a call on all threads that took longer than one thread needs, the next ones run on one. The number of threads
+        does not change a bit of the result.
+        """
         self._pack(self._view, 0, 0, 0, *call)
         threads = 1 if _forked else min(torch.get_num_threads(), self._chunks)
-        parallel = _parallel() if threads > 1 else None
-        if parallel is None:
+        if threads == 1 or _parallel() is None:
             kernel(self._address)
+            return
+        begin = time.perf_counter_ns()
+        if self._alone > 0:
+            kernel(self._address)
+            self._alone -= 1
+            self._one_thread = min(self._one_thread, time.perf_counter_ns() - begin)
+            return
+        _parallel()(ctypes.cast(kernel, ctypes.c_void_p), self._address, threads, 0)
+        if time.perf_counter_ns() - begin > 1.5 * self._one_thread + SCHEDULED:
+            self._alone = self._patience
+            self._patience = min(2 * self._patience, MOST_ALONE)
         else:
-            parallel(ctypes.cast(kernel, ctypes.c_void_p), self._address, threads, 0)
+            self._patience = FEWEST_ALONE
 
 
 def _workspace(tokens: int, m: int, d: int) -> _Workspace:
