@@ -52,8 +52,10 @@ class RealModel:
             hook.remove()
         inputs = [torch.stack([x[-1] for x in xs]) if texts else xs[0][-rows:].clone() for xs in seen]
         return [
-            make_layer(
-                m.w_gate.detach(), m.w_up.detach(), m.w_down_t.detach(), x, m.activation, m.threshold.clone()
-            )
-            for m, x in zip(modules, inputs, strict=True)
+            clear_threshold(make_layer(*_weights(module), x, module.activation, module.threshold.clone()))
+            for module, x in zip(modules, inputs, strict=True)
         ]
+
+
+def _weights(module) -> list[torch.Tensor]:
+    return [weight.detach() for weight in (module.w_gate, module.w_up, module.w_down_t)]

@@ -1,6 +1,8 @@
 """Layers that the benchmarks rotate through, their thresholds, and the check that comes before any timing."""
 
+import argparse
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 from cats_kernels import reference
 from torch import Tensor
 
-from cats import benchmarking
+from cats import benchmarking, records
 from cats.errors import CatsError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}  # of a rounded result
@@ -19,7 +21,7 @@ CLEAR_GAP = 24  # ranks around the quantile in which the widest gap is looked fo
 
 @dataclass
 class Layer:
-    """One gated MLP and its input: weights [m, d], x [B, d], z = act(x W_gate) [B, m] in float32, threshold."""
+    """One gated MLP and its input: weights [m, d], x [B, d], z = act(x W_gate) [B, m] float32, threshold."""
 
     w_gate: Tensor
     w_up: Tensor
@@ -37,6 +39,11 @@ class Layer:
     def density(self) -> float:
         """Share of neurons that at least one row keeps."""
         return self.keep.any(dim=0).float().mean().item()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of its activations that a row drops, on average."""
+        return 1 - self.keep.float().mean().item()
 
     def arguments(self) -> tuple:
         return self.x, self.w_gate, self.w_up, self.w_down_t, self.threshold, self.activation
@@ -85,6 +92,14 @@ def set_sparsity(layers: list[Layer], sparsity: float) -> None:
     """
     for layer in layers:
         layer.threshold = layer.threshold.new_tensor(quantile_in_gap(layer.z, sparsity))
+
+
+def clear_threshold(layer: Layer) -> Layer:
+    """The layer with its threshold moved by a few ranks of its |z|, into the widest gap there."""
+    below = (layer.z.abs() < layer.threshold).double().mean().item()
+    if below > 0:
+        layer.threshold = layer.threshold.new_tensor(quantile_in_gap(layer.z, below))
+    return layer
 
 
 def quantile_in_gap(z: Tensor, sparsity: float) -> float:
@@ -146,6 +161,34 @@ def run(main) -> None:
     except CatsError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def finish(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the options that every program has, and parse."""
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=[str(d).removeprefix("torch.") for d in TOLERANCE]
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slug", help="name of the record; default: the device's name")
+    parser.add_argument("--output", type=Path, help="folder of the record; default: data/records")
+    parser.add_argument(
+        "--quick", action="store_true", help="few runs, also on a CPU; no record without --output"
+    )
+    return parser.parse_args()
+
+
+def record(experiment: str, options, rows: list[dict], model: dict, data: dict, started: float) -> None:
+    """Write the record, unless this was a dry run, and say where it is."""
+    if options.quick and options.output is None:
+        return
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    slug = options.slug or re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    parameters = {key: value for key, value in vars(options).items() if key not in ("slug", "output")}
+    path = records.write(
+        experiment, slug, parameters=parameters, rows=rows, model=model, data=data, started=started,
+        folder=options.output,
+    )  # fmt: skip
+    print(f"Record: {path.name}")
 
 
 def device_or_quick(quick: bool) -> torch.device:
