@@ -114,7 +114,8 @@ def batches(
     corpus: Corpus,
     tokenizer,
     *,
-    tokens: int | None,
+    tokens: int | None = None,
+    rows: int | None = None,
     sequence_length: int = 512,
     batch_size: int = 4,
     bos: str = "auto",
@@ -126,7 +127,8 @@ def batches(
     `pad` True cuts each document into rows of at most `sequence_length` tokens, overflow rows included, and
     pads on the right to the longest row of a batch (the paper's way). False joins the documents, an
     end-of-sequence token between them, and cuts rows of `sequence_length`. `tokens` None takes all; `bos` is
-    explained at `bos_ids`. Raises CatsError where the corpus is shorter than `tokens`.
+    explained at `bos_ids`. `rows` instead of `tokens` takes that many rows, drawn from the whole corpus.
+    Raises CatsError where the corpus is shorter than `tokens` or `rows`.
     """
     prefix = bos_ids(tokenizer, bos)
     if sequence_length <= len(prefix):
@@ -137,13 +139,15 @@ def batches(
     encoded = (encode(tokenizer, corpus.documents[i]) for i in order)
     room = sequence_length - len(prefix)
     cut = _rows_by_document(encoded, room) if pad else _rows_packed(encoded, room, tokenizer.eos_token_id)
-    rows: list[list[int]] = []
+    if rows is not None:
+        cut = _draw(list(cut), rows, seed or 0, corpus)
+    taken_rows: list[list[int]] = []
     taken = 0
     for row in cut:
         row = prefix + row
         if tokens is not None:
             row = row[: tokens - taken]
-        rows.append(row)
+        taken_rows.append(row)
         taken += len(row)
         if taken == tokens:
             break
@@ -152,11 +156,12 @@ def batches(
             f"The corpus {corpus.name} ({corpus.split}) has {taken:,} tokens, fewer than the {tokens:,} "
             "asked: ask for fewer or use a longer corpus."
         )
-    result = Batches(_pad(rows[i : i + batch_size], tokenizer) for i in range(0, len(rows), batch_size))
+    starts = range(0, len(taken_rows), batch_size)
+    result = Batches(_pad(taken_rows[i : i + batch_size], tokenizer) for i in starts)
     result.info = {
         **corpus.info,
         "tokens": taken,
-        "rows": len(rows),
+        "rows": len(taken_rows),
         "sequence_length": sequence_length,
         "bos": f"{bos}: {'none' if not prefix else tokenizer.decode(prefix)}",
         "padding": "right, excluded" if pad else "none, packed",
@@ -185,6 +190,15 @@ def bos_ids(tokenizer, bos: str) -> list[int]:
 def encode(tokenizer, text: str) -> list[int]:
     """Token ids of a text without special tokens, whatever its length."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def _draw(cut: list[list[int]], rows: int, seed: int, corpus: Corpus) -> list[list[int]]:
+    if len(cut) < rows:
+        raise CatsError(
+            f"The corpus {corpus.name} ({corpus.split}) has {len(cut):,} rows of this length, fewer than the "
+            f"{rows:,} asked: ask for fewer or use a longer corpus."
+        )
+    return random.Random(seed).sample(cut, rows)
 
 
 def _rows_by_document(encoded, room: int) -> Iterator[list[int]]:

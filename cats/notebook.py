@@ -65,9 +65,8 @@ def end(
         print(f"model      {model['id']}, {model['weights']} weights, {model['dtype']}, {identity[:12]}")
     for text in texts:
         used = f", {text['tokens']:,} tokens" if "tokens" in text else ""
-        print(
-            f"text       {text['name']} ({text['split']}), {text['documents']} documents{used}, sha256 {text['sha256'][:12]}"
-        )
+        counts = f"{text['documents']} documents{used}, sha256 {text['sha256'][:12]}"
+        print(f"text       {text['name']} ({text['split']}), {counts}")
     print(f"hardware   {_hardware()}")
     print("software   " + ", ".join(f"{name} {version}" for name, version in software.items() if version))
     print(f"commit     {commit}")

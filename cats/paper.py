@@ -8,7 +8,7 @@ import pandas as pd
 
 from cats import paths
 from cats.errors import CatsError
-from cats.tables import Table
+from cats.tables import ABSENT, Table
 
 COLUMNS = (
     *("item", "quantity", "model", "method", "gate_sparsity", "model_sparsity", "task"),
@@ -130,15 +130,14 @@ class Comparison:
     def cells(self) -> dict[str, str]:
         """Every column as the text that is shown."""
         number = f"{{:.{self.digits}f}}".format
-        absent = "–"
         return {
             "quantity": self.quantity,
             "paper": number(self.reported),
-            "reproduced": absent if self.reproduced is None else number(self.reproduced),
-            "difference": absent if self.difference is None else f"{self.difference:+.{self.digits}f}",
+            "reproduced": ABSENT if self.reproduced is None else number(self.reproduced),
+            "difference": ABSENT if self.difference is None else f"{self.difference:+.{self.digits}f}",
             "tolerance": f"± {number(self.tolerance)}",
             "verdict": self.verdict,
-            "hardware": absent if self.reproduced is None else self.measured_on,
+            "hardware": ABSENT if self.reproduced is None else self.measured_on,
         }
 
 

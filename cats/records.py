@@ -141,6 +141,16 @@ def read(experiment: str, *, folder: Path | None = None, **match) -> Record:
     return max(fitting, key=lambda record: (record.content["utc"], record.path.name))
 
 
+def every(experiment: str | None = None, *, folder: Path | None = None) -> list[Record]:
+    """All records, or those of one experiment, oldest first; raises CatsError for a file that is not whole."""
+    wanted = COLUMNS if experiment is None else [experiment]
+    found = []
+    for name in wanted:
+        _columns(name)
+        found += [_open(path, name) for path in (folder or paths.RECORDS).glob(f"{name}-*.json")]
+    return sorted(found, key=lambda record: (record.content["utc"], record.path.name))
+
+
 def _columns(experiment: str) -> tuple[str, ...]:
     if experiment not in COLUMNS:
         raise CatsError(f"Unknown experiment {experiment!r}: use one of {', '.join(COLUMNS)}.")

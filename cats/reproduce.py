@@ -159,6 +159,7 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path)
             kernel_name="python3",
             progress_bar=sys.stderr.isatty(),
             cwd=folder,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # not a warning about its transport for each one
         )
     except PapermillExecutionError as error:
         first = next(line for line in error.source.splitlines() if line.strip())

@@ -1,5 +1,6 @@
 """Tables as the book shows them: no index, formatted numbers, readable on a narrow screen."""
 
+import re
 from collections.abc import Callable, Mapping
 
 import pandas as pd
@@ -7,6 +8,8 @@ import pandas as pd
 from cats.errors import CatsError
 
 ABSENT = "–"
+_NUMBER = re.compile(r"[±+−-]? ?[\d.,]+ ?%?|" + ABSENT)
+_SHORT = 28  # characters
 
 
 class Table:
@@ -29,16 +32,16 @@ class Table:
                 for column in frame.columns
             }
         )
-        self.numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns]
+        self._classes = [_class(self.frame[column]) for column in self.frame.columns]
 
     def _repr_html_(self) -> str:
         head = "".join(
-            f'<th scope="col"{self._align(i)}>{_escape(column)}</th>'
+            f'<th scope="col"{self._classes[i]}>{_escape(column)}</th>'
             for i, column in enumerate(self.frame.columns)
         )
         body = "\n".join(
             "<tr>"
-            + "".join(f"<td{self._align(i)}>{_escape(cell)}</td>" for i, cell in enumerate(row))
+            + "".join(f"<td{self._classes[i]}>{_escape(cell)}</td>" for i, cell in enumerate(row))
             + "</tr>"
             for row in self.frame.itertuples(index=False)
         )
@@ -50,9 +53,6 @@ class Table:
     def __repr__(self) -> str:
         return self.frame.to_string(index=False)
 
-    def _align(self, column: int) -> str:
-        return ' class="number"' if self.numeric[column] else ""
-
 
 def _cell(value, form: str | Callable | None) -> str:
     if value is None or (not isinstance(value, str) and pd.isna(value)):
@@ -60,6 +60,13 @@ def _cell(value, form: str | Callable | None) -> str:
     if callable(form):
         return form(value)
     return form.format(value) if form else str(value)
+
+
+def _class(cells: pd.Series) -> str:
+    """Numbers stand right, and short cells on one line."""
+    names = ["number"] if all(_NUMBER.fullmatch(cell) for cell in cells) else []
+    names += ["short"] if all(len(cell) <= _SHORT for cell in cells) else []
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _escape(text) -> str:

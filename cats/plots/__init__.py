@@ -15,7 +15,7 @@ CYCLE = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 
-WIDTH = 5.8  # inches; at 360 CSS pixels the 10.5 pt text is still 9 pixels high
+WIDTH = 5.6  # inches; at 360 CSS pixels the 11 pt text is still 10 pixels high
 
 
 def theme() -> None:
@@ -26,12 +26,12 @@ def theme() -> None:
             "figure.figsize": (WIDTH, 3.4),
             "figure.dpi": 96,
             "font.family": "DejaVu Sans",
-            "font.size": 10.5,
-            "axes.labelsize": 10.5,
-            "axes.titlesize": 10.5,
-            "xtick.labelsize": 9.5,
-            "ytick.labelsize": 9.5,
-            "legend.fontsize": 9.5,
+            "font.size": 11,
+            "axes.labelsize": 11,
+            "axes.titlesize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.edgecolor": GREY,

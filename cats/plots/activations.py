@@ -33,8 +33,8 @@ def all_layers(distribution: Distribution, sparsity: float, *, columns: int = 4)
         panel.grid(False)
     axes[0, 0].set(xlim=(-0.7, 0.7), ylim=(0.08, 120), yscale="log", xticks=[-0.5, 0, 0.5])
     axes[0, 0].set_xticklabels(["−.5", "0", ".5"])
-    figure.supxlabel("z = act(x W_gate)", fontsize=10.5)
-    figure.supylabel("density (log scale)", fontsize=10.5)
+    figure.supxlabel("z = act(x W_gate)", fontsize=11)
+    figure.supylabel("density (log scale)", fontsize=11)
     return figure
 
 
@@ -73,7 +73,7 @@ def selected_layers(distribution: Distribution, layers: Sequence[int], sparsitie
     first = np.atleast_1d(axes)[0]
     first.text(0.62, 0.62, "z < 0", color=plots.BLACK, transform=first.transAxes, backgroundcolor=NEGATIVE)
     first.text(0.78, 0.62, "z > 0", color="white", transform=first.transAxes, backgroundcolor=POSITIVE)
-    figure.supylabel("density", fontsize=10.5)
+    figure.supylabel("density", fontsize=11)
     np.atleast_1d(axes)[-1].set_xlabel("|z|")
     return figure
 

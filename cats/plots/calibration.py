@@ -80,7 +80,7 @@ def samples(errors: pd.DataFrame, sparsities: Sequence[float]) -> Figure:
         panel.set(ylabel=f"s = {s:.0%}")
         panel.set_xticks(range(len(sizes)), [f"{size} rows" for size in sizes])
         panel.set_xlim(-0.6, len(sizes) - 0.4)
-    figure.supylabel("realised − target, percentage points", fontsize=10.5)
+    figure.supylabel("realised − target, percentage points", fontsize=11)
     return figure
 
 
@@ -100,7 +100,7 @@ def exact_and_reference(achieved: Mapping[float, tuple[Tensor, Tensor]]) -> Figu
     first.set_title("● exact quantile", loc="left", color=plots.BLUE)
     first.set_title("■ reference code's bins", loc="right", color=plots.VERMILION)
     np.atleast_1d(axes)[-1].set_xlabel("layer")
-    figure.supylabel("achieved − target, percentage points", fontsize=10.5)
+    figure.supylabel("achieved − target, percentage points", fontsize=11)
     return figure
 
 

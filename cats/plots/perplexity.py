@@ -74,6 +74,10 @@ def by_document(deltas: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """Numbers 1, 2, 3 or 5 times a power of ten between two perplexities."""
-    steps = [m * 10.0**e for e in range(-1, 9) for m in (1, 1.5, 2, 3, 5, 7)]
-    return [step for step in steps if low <= step <= high] or [low, high]
+    """At most six numbers 1, 2 or 5 (or only 1) times a power of ten between two perplexities."""
+    for factors in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        steps = [factor * 10.0**power for power in range(-1, 10) for factor in factors]
+        ticks = [step for step in steps if low <= step <= high]
+        if len(ticks) <= 6:
+            break
+    return ticks or [low, high]
