@@ -1,10 +1,11 @@
 """The MLPs of a trained model with their own hidden states: masks as they come, not random ones."""
 
 import torch
-from workload import Layer, make_layer
+from workload import Layer, clear_threshold, make_layer
 
-from cats import calibration, corpora, models, sparsify, structure
+from cats import calibration, corpora, models, structure
 from cats.errors import CatsError
+from cats.sparsify import sparsify
 
 
 class RealModel:
@@ -40,7 +41,7 @@ class RealModel:
         The thresholds are those of the calibration, so the sparsity that these tokens realise varies.
         """
         batches = self.batches(self.held_out, self.length * (rows if texts else 1))
-        modules = structure.cats_mlps(sparsify.sparsify(self.net, self.thresholds, sparsity))
+        modules = structure.cats_mlps(sparsify(self.net, self.thresholds, sparsity))
         seen = [[] for _ in modules]
         hooks = [
             module.register_forward_pre_hook(lambda _, args, i=i: seen[i].append(args[0][0]))
