@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from cats_kernels import MAX_ROWS, cats_mlp, tuning
 from torch import Tensor, nn
 
 from cats.errors import CatsError
@@ -18,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 PREFILL = ("masked", "dense")
+ROWS = {"cuda": MAX_ROWS, "cpu": 4}  # most tokens a call of the sparse kernel, by device
 
 # Other names of the same functions in Transformers' `hidden_act`.
 _ALIASES = {
@@ -123,11 +125,26 @@ class CatsMLP(nn.Module):
         gate = getattr(self, layout.gate)
         self.intermediate_size = gate.out_features // (2 if layout.fused else 1)
         self.hidden_size = gate.in_features
+        self.sparsity = 0.0  # the gate sparsity that the threshold was set for
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float32, device=gate.weight.device))
         self.train(dense.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., d] → y: [..., d]."""
+        """x: [..., d] → y: [..., d].
+
+        Few tokens at a time, as in decoding, take `cats_kernels.cats_mlp`, which reads surviving rows only;
+        all others, and whatever needs gradients or the activations, dense products with the mask.
+        """
+        if self.reads_survivors_only(x):
+            y = cats_mlp(
+                x.reshape(-1, self.hidden_size),
+                self.w_gate,
+                self.w_up,
+                self.w_down_t,
+                self.threshold,
+                self.activation,
+            )
+            return y.view(x.shape)
         gate, up = self._gate_up(x)
         if self.combine is not None:
             return getattr(self, self.layout.down)(self.combine(gate, up))
@@ -141,6 +158,22 @@ class CatsMLP(nn.Module):
             if masks:
                 z = cats(z, self.threshold, exact)
         return getattr(self, self.layout.down)(z * up)
+
+    def reads_survivors_only(self, x: Tensor) -> bool:
+        """Whether a call with x [..., T, d] is one for the sparse kernel, and one that it is faster for."""
+        rows = x.numel() // self.hidden_size
+        if torch.is_grad_enabled() or self.observer is not None or self.combine is not None:
+            return False
+        if not 1 <= rows <= ROWS.get(x.device.type, 0) or not self.masks(x):
+            return False
+        parts = {getattr(self, name) for name in (self.layout.gate, self.layout.up, self.layout.down)}
+        return (
+            all(_is_plain(part, x) for part in parts)
+            and self.w_down_t.is_contiguous()
+            and not torch.is_autocast_enabled(x.device.type)
+            and 0 < self.sparsity  # at 0 the layer stays the dense one, bit for bit
+            and tuning.sparse_pays(rows, self.sparsity)
+        )
 
     def masks(self, x: Tensor) -> bool:
         """Whether a call with x [..., T, ·] masks: not if T > 1 and `prefill` is "dense"."""
@@ -187,3 +220,15 @@ class CatsMLP(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}, prefill={self.prefill}, threshold={list(self.threshold.shape)}"
+
+
+def _is_plain(linear: nn.Module, x: Tensor) -> bool:
+    """Whether the kernel may read this weight in place of calling the module: no adapter, bias or hook."""
+    return (
+        type(linear) is nn.Linear
+        and linear.bias is None
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.dtype == x.dtype
+        and linear.weight.device == x.device
+        and not (linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook"))
+    )

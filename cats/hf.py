@@ -33,9 +33,10 @@ class CatsQuantizer(HfQuantizer):
                 )
             config.calibrated.check(mlps, weights=False)
             return
-        sparsities(config.sparsity, len(mlps))
+        targets = sparsities(config.sparsity, len(mlps)).tolist()
         _check_saved(checkpoint_files, len(mlps))
-        for module in swap_in(model, mlps, prefill=config.prefill):
+        for module, sparsity in zip(swap_in(model, mlps, prefill=config.prefill), targets, strict=True):
+            module.sparsity = sparsity
             shape = (module.intermediate_size,) if config.per == "neuron" else ()
             module.threshold = torch.zeros(shape, dtype=torch.float32, device=module.threshold.device)
 

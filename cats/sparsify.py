@@ -9,7 +9,7 @@ from cats.activation import CatsMLP
 from cats.config import CatsConfig
 from cats.errors import CatsError
 from cats.structure import GatedMLP, cats_mlps, find_gated_mlps, places
-from cats.thresholds import Thresholds
+from cats.thresholds import Thresholds, sparsities
 
 
 def sparsify(
@@ -34,7 +34,7 @@ def sparsify(
     modules = swap_in(model, mlps, prefill=prefill)
     for module in modules:
         store_by_columns(module)
-    _set(modules, t)
+    _set(modules, t, sparsities(sparsity, len(modules)).tolist())
     describe(model, config)
     return model
 
@@ -103,9 +103,10 @@ def describe(model: nn.Module, config: CatsConfig | None) -> None:
             return
 
 
-def _set(modules: Sequence[CatsMLP], thresholds: Tensor) -> None:
+def _set(modules: Sequence[CatsMLP], thresholds: Tensor, targets: Sequence[float]) -> None:
     """Write thresholds [L] or [L, m] into the modules, into the same storage where the shape allows."""
-    for module, t in zip(modules, thresholds, strict=True):
+    for module, t, sparsity in zip(modules, thresholds, targets, strict=True):
+        module.sparsity = sparsity
         if module.threshold.shape == t.shape:
             module.threshold.copy_(t)
         else:

@@ -9,112 +9,136 @@ from cats_kernels.primitives import activate, load_rows, survives
 
 
 @triton.jit
+def _gate_rows(tile, p, programs, m, mask_ptr, R: tl.constexpr, MASKED: tl.constexpr):
+    """Neurons [R] of a program's tile number `tile`, and which of them are to be computed."""
+    rows = (tile * programs + p) * R + tl.arange(0, R)
+    wanted = rows < m
+    if MASKED:
+        wanted = wanted & (tl.load(mask_ptr + rows, mask=wanted, other=0) != 0)
+    return rows, wanted
+
+
+@triton.jit
 def gate_up_down(
     x_ptr, gate_ptr, up_ptr, down_ptr, threshold_ptr, mask_ptr,
     index_ptr, value_ptr, partial_ptr,
     m, capacity, t_stride,
-    d: tl.constexpr, D: tl.constexpr, GATE_ROWS: tl.constexpr, TAKE: tl.constexpr,
-    KIND: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr,
+    d: tl.constexpr, D: tl.constexpr, R: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr,
+    PRE: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
-    """Program p owns blocks p, p + P, ... of GATE_ROWS neurons; it lists its survivors, then sums them.
+    """Program p owns tiles p, p + P, ... of R neurons: it lists its survivors, then sums them.
 
     Pointers: x [d], gate/up/down [m, d], threshold [] or [m], mask [m] of bytes or unused, all contiguous
-    in d; index (int32) and value (float32) [P, capacity] are private lists; partial (float32) [P, d].
+    in d; index (int32) and value (float32) [P, capacity] are private lists; partial (float32) [P, d], or [1, d]
+    of zeros where ATOMIC adds into it in an order that changes from run to run (kept to measure what order costs).
+    One gate tile is in flight while another is reduced; survivors are read R at a time, up and down together.
+    x is read again for each tile: it stays in the L1 cache, and 16 registers fewer let two programs of 8 warps
+    share a multiprocessor (4096 columns, bfloat16), of which one computes while the other waits.
     """
     p = tl.program_id(0)
     programs = tl.num_programs(0)
     cols = tl.arange(0, D)
-    r = tl.arange(0, GATE_ROWS)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    x = tl.load(x_ptr + cols, mask=cols < d, other=0.0).to(tl.float32)
-
-    rows = p * GATE_ROWS + r
-    wanted = rows < m
-    if MASKED:
-        wanted = wanted & (tl.load(mask_ptr + rows, mask=wanted, other=0) != 0)
-    tile = load_rows(gate_ptr, rows, wanted, cols, d, D)
-    count = 0
+    k = tl.arange(0, R)
     own = p * capacity
-    for block in range(p, tl.cdiv(m, GATE_ROWS), programs):
-        next_rows = (block + programs) * GATE_ROWS + r
-        next_wanted = next_rows < m
-        if MASKED:
-            next_wanted = next_wanted & (tl.load(mask_ptr + next_rows, mask=next_wanted, other=0) != 0)
+    tiles = tl.cdiv(tl.cdiv(m, R) - p, programs)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        if PRE != 1:
+            if PRE == 2:
+                LINE: tl.constexpr = 256 // gate_ptr.dtype.element_ty.primitive_bitwidth
+                pre = tl.minimum(p * R + k, m - 1)
+                at = tl.minimum(tl.arange(0, D // LINE) * LINE, d - 1)
+                lines = gate_ptr + pre.to(tl.int64)[:, None] * d + at[None, :]
+                tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+            tl.extra.cuda.gdc_wait()
+    rows, wanted = _gate_rows(0, p, programs, m, mask_ptr, R, MASKED)
+    tile = load_rows(gate_ptr, rows, wanted, cols, d, D)
+    if PDL:
+        if PRE == 1:
+            tl.extra.cuda.gdc_wait()
+    t = tl.load(threshold_ptr + rows * t_stride, mask=wanted, other=0.0).to(tl.float32)
+    count = 0
+    for i in range(0, tiles):
+        next_rows, next_wanted = _gate_rows(i + 1, p, programs, m, mask_ptr, R, MASKED)
         next_tile = load_rows(gate_ptr, next_rows, next_wanted, cols, d, D)
+        next_t = tl.load(threshold_ptr + next_rows * t_stride, mask=next_wanted, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + cols, mask=cols < d, other=0.0).to(tl.float32)
         z = activate(tl.sum(tile.to(tl.float32) * x[None, :], axis=1), KIND)
-        if MASKED:
-            keep = wanted
-        else:
-            t = tl.load(threshold_ptr + rows * t_stride, mask=wanted, other=0.0).to(tl.float32)
-            keep = wanted & survives(z, t)
+        keep = wanted if MASKED else wanted & survives(z, t)
         kept = keep.to(tl.int32)
         slot = own + count + tl.cumsum(kept, axis=0) - kept
         tl.store(index_ptr + slot, rows, mask=keep)
         tl.store(value_ptr + slot, z, mask=keep)
         count += tl.sum(kept, axis=0)
-        rows, wanted, tile = next_rows, next_wanted, next_tile
-    tl.debug_barrier()
+        rows, wanted, tile, t = next_rows, next_wanted, next_tile, next_t
+    tl.debug_barrier()  # the lists are read by other threads than wrote them
 
-    k = tl.arange(0, TAKE)
-    chosen = tl.load(index_ptr + own + k, mask=k < count, other=0)
-    up = load_rows(up_ptr, chosen, k < count, cols, d, D)
-    down = load_rows(down_ptr, chosen, k < count, cols, d, D)
     y = tl.zeros([D], dtype=tl.float32)
-    for first in range(0, count, TAKE):
+    chosen = tl.load(index_ptr + own + k, mask=k < count, other=0)
+    z = tl.load(value_ptr + own + k, mask=k < count, other=0.0)
+    for first in range(0, count, R):
         here = first + k
-        later = here + TAKE
-        z = tl.load(value_ptr + own + here, mask=here < count, other=0.0)
+        later = here + R
+        up = load_rows(up_ptr, chosen, here < count, cols, d, D)
+        down = load_rows(down_ptr, chosen, here < count, cols, d, D)
         chosen = tl.load(index_ptr + own + later, mask=later < count, other=0)
-        next_up = load_rows(up_ptr, chosen, later < count, cols, d, D)
-        next_down = load_rows(down_ptr, chosen, later < count, cols, d, D)
+        next_z = tl.load(value_ptr + own + later, mask=later < count, other=0.0)
+        x = tl.load(x_ptr + cols, mask=cols < d, other=0.0).to(tl.float32)
         h = tl.where(here < count, z * tl.sum(up.to(tl.float32) * x[None, :], axis=1), 0.0)
         y += tl.sum(down.to(tl.float32) * h[:, None], axis=0)
-        up, down = next_up, next_down
-    tl.store(partial_ptr + p * d + cols, y, mask=cols < d)
+        z = next_z
+    if ATOMIC:
+        tl.atomic_add(partial_ptr + cols, y, mask=cols < d, sem="relaxed")
+    else:
+        tl.store(partial_ptr + p * d + cols, y, mask=cols < d)
 
 
 @triton.jit
 def sum_partials(
     partial_ptr, y_ptr, programs,
-    d: tl.constexpr, COLS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
+    d: tl.constexpr, COLS: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """y [d] = sum over programs of partial [programs, d], always in the same order: bit-equal run to run."""
+    """y [d] = sum over programs of partial [programs, d], always in the same order: bit-equal run to run.
+
+    P is a power of two of at least `programs`: all of a column's partial sums are in flight at once.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    total = tl.zeros([STEP, COLS], dtype=tl.float32)
-    for first in range(0, programs, STEP):
-        rows = first + tl.arange(0, STEP)
-        inside = (rows < programs)[:, None] & (cols < d)[None, :]
-        total += tl.load(
-            partial_ptr + rows[:, None] * d + cols[None, :], mask=inside, other=0.0, cache_modifier=".cg"
-        )
-    tl.store(y_ptr + cols, tl.sum(total, axis=0).to(y_ptr.dtype.element_ty), mask=cols < d)
+    rows = tl.arange(0, P)
+    inside = (rows < programs)[:, None] & (cols < d)[None, :]
+    parts = tl.load(partial_ptr + rows[:, None] * d + cols[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+    tl.store(y_ptr + cols, tl.sum(parts, axis=0).to(y_ptr.dtype.element_ty), mask=cols < d)
 
 
-def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype):
+def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype, config=None):
     """y [1, d] for x [1, d]; two launches, of which the second touches no weights."""
     m, d = w_gate.shape
-    config = tuning.decode_config(x.device, m, d)
-    programs = min(config["programs"], triton.cdiv(m, config["gate_rows"]))
-    capacity = triton.cdiv(triton.cdiv(m, config["gate_rows"]), programs) * config["gate_rows"]
+    config = config or tuning.decode_config(x.device, d, w_gate.element_size())
+    rows = config["rows"]
+    programs = min(config["programs"], triton.cdiv(m, rows))
+    capacity = triton.cdiv(triton.cdiv(m, rows), programs) * rows
     index = torch.empty(programs * capacity, dtype=torch.int32, device=x.device)
     value = torch.empty(programs * capacity, dtype=torch.float32, device=x.device)
-    partial = torch.empty(programs * d, dtype=torch.float32, device=x.device)
+    atomic = config.get("atomic", False)
+    partial = (torch.zeros if atomic else torch.empty)(
+        1 if atomic else programs, d, dtype=torch.float32, device=x.device
+    )
     y = torch.empty(1, d, dtype=out_dtype, device=x.device)
-    pdl = tuning.has_pdl(x.device)
+    pdl = config.get("pdl", tuning.has_pdl(x.device))
     extra = {"launch_pdl": True} if pdl else {}
     gate_up_down[(programs,)](
         x, w_gate, w_up, w_down_t, threshold, x if mask is None else mask.view(torch.uint8),
         index, value, partial,
         m, capacity, threshold.stride(0) if threshold.dim() else 0,
-        d=d, D=triton.next_power_of_2(d), GATE_ROWS=config["gate_rows"], TAKE=config["take"],
-        KIND=activation, MASKED=mask is not None, PDL=pdl, num_warps=config["warps"], **extra,
+        d=d, D=triton.next_power_of_2(d), R=rows, KIND=activation, MASKED=mask is not None, PDL=pdl, PRE=config.get("pre", 0),
+        ATOMIC=atomic,
+        num_warps=config["warps"], **extra,
     )  # fmt: skip
-    sum_partials[(triton.cdiv(d, 32),)](
-        partial, y, programs, d=d, COLS=32, STEP=64, PDL=pdl, num_warps=4, **extra
+    if atomic:
+        return partial.to(out_dtype)
+    sum_partials[(triton.cdiv(d, 16),)](
+        partial, y, programs, d=d, COLS=16, P=triton.next_power_of_2(programs), PDL=pdl, num_warps=4, **extra
     )
     return y

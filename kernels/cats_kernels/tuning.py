@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+import triton
 
 
 @cache
@@ -19,9 +20,16 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-def decode_config(device: torch.device, m: int, d: int) -> dict[str, int]:
-    """One row: programs, warps a program, gate rows a tile, surviving rows a tile."""
-    return {"programs": multiprocessors(device), "warps": 8, "gate_rows": 4, "take": 4}
+def decode_config(device: torch.device, d: int, element_size: int) -> dict[str, int]:
+    """One row: programs, warps a program, and rows of a weight matrix a tile.
+
+    32 KB of weights a tile and two programs of eight warps a multiprocessor are the most that its registers
+    hold (up and down tiles together, 128 registers a thread): on an H100 fewer bytes in flight, more programs
+    or larger ones were each slower at every width from 3584 to 8192.
+    """
+    width = triton.next_power_of_2(d)
+    rows = max(1, min(8, 32768 // (width * element_size)))
+    return {"programs": 2 * multiprocessors(device), "warps": 8 if width > 1024 else 4, "rows": rows}
 
 
 # Two to 16 rows, by device class. `gate_up`: programs a multiprocessor, warps, and for each of its two phases
