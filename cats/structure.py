@@ -1,5 +1,6 @@
 """Recognise a gated MLP, y = down(act(gate(x)) * up(x)), by the graph of its forward, not by its class."""
 
+import inspect
 import operator
 from dataclasses import dataclass
 from functools import partial
@@ -103,7 +104,7 @@ def layout_of(module: nn.Module) -> Layout | None:
     if isinstance(module, CatsMLP):
         return module.layout
     linears = {name: child for name, child in module.named_children() if _is_linear(child)}
-    if not _has_parts(module, linears):
+    if not _has_parts(module, linears) or not _takes_one_input(module):
         return None
     if "forward" in module.__dict__ and not hasattr(module, "_hf_hook"):
         raise Lookalike("its forward was replaced by another library; load the model without that patch")
@@ -155,6 +156,12 @@ def _has_parts(module: nn.Module, linears: dict[str, nn.Module]) -> bool:
     )
 
 
+def _takes_one_input(module: nn.Module) -> bool:
+    """An attention with the same projections, as Phi-3's with half as many key and value heads, takes more."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) == 2  # self and x
+
+
 class _ChildrenAreLeaves(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return True
@@ -178,8 +185,6 @@ def _match(module: nn.Module, linears: dict[str, nn.Module], graph: fx.Graph) ->
         return node
 
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise Lookalike(f"its forward takes {len(inputs)} inputs")
     output = next(node for node in graph.nodes if node.op == "output")
     used.update((inputs[0], output))
     down = step(_skip(module, output.args[0], used), linears)

