@@ -34,6 +34,7 @@ COLUMNS = {
         "exact_match exact_match_se delta_low delta_high",
         "perplexity": "model method gate_sparsity corpus tokens nll_nats perplexity "
         "delta_nll delta_low delta_high",
+        "overlap": "model layer sparsity rows kind union_density independent_density",
         "finetuning": "model method sparsity seed step heldout_nll_nats zero_shot_avg realised_sparsity",
     }.items()
 }

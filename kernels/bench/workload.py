@@ -177,12 +177,15 @@ def finish(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def record(experiment: str, options, rows: list[dict], model: dict, data: dict, started: float) -> None:
-    """Write the record, unless this was a dry run, and say where it is."""
+def record(
+    experiment: str, options, rows: list[dict], model: dict, data: dict, started: float, *, suffix: str = ""
+) -> None:  # fmt: skip
+    """Write the record `<device or --slug>[-suffix]`, unless this was a dry run, and say where it is."""
     if options.quick and options.output is None:
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    slug = options.slug or re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    name = " ".join([options.slug or device, Path(suffix).name])
+    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     parameters = {key: value for key, value in vars(options).items() if key not in ("slug", "output")}
     path = records.write(
         experiment, slug, parameters=parameters, rows=rows, model=model, data=data, started=started,
