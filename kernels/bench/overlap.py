@@ -1,7 +1,7 @@
 """How many neurons do several tokens need together: python kernels/bench/overlap.py --sparsity 0.5.
 
-Union density is the share of neurons that at least one of B masks keeps: for consecutive tokens of a text, and
-for tokens of different stretches of text, layer by layer. Needs no GPU. Writes a record overlap.
+Union density is the share of neurons that at least one of B masks keeps: for consecutive tokens of a text,
+and for tokens of different stretches of text, layer by layer. Needs no GPU. Writes a record overlap.
 """
 
 import argparse
@@ -71,9 +71,10 @@ def unions(net: RealModel, sparsity: float, stretches, options) -> list[dict]:
             }
             rows += [
                 {
-                    "model": net.model["id"], "layer": layer, "sparsity": sparsity, "rows": count, "kind": kind,
-                    "union_density": union, "independent_density": tuning.union_density(count, dropped),
-                    "realised_sparsity": dropped, "groups": len(stretches) if kind == "consecutive" else len(groups),
+                    "model": net.model["id"], "layer": layer, "sparsity": sparsity, "rows": count,
+                    "kind": kind, "union_density": union,
+                    "independent_density": tuning.union_density(count, dropped), "realised_sparsity": dropped,
+                    "groups": len(stretches) if kind == "consecutive" else len(groups),
                 }
                 for kind, union in found.items()
             ]  # fmt: skip
