@@ -130,15 +130,15 @@ class _Workspace:
         struct.pack_into(f"{len(fixed)}q", self._view, 8 * len(cpu_kernel.CALL), *fixed)
         self._pack = struct.Struct(f"{len(cpu_kernel.CALL)}q").pack_into
         self._chunks = chunks
-        self._alone = self._patience = FEWEST_ALONE  # calls to make on one thread, and after the next slow call
+        self._alone = self._patience = FEWEST_ALONE  # calls to make on one thread now, and after a slow call
         self._one_thread = math.inf  # shortest call on one thread, ns
 
     def run(self, kernel, *call: int) -> None:
         """Run `kernel` on the arguments CALL, less its two counters, with as many threads as PyTorch has.
 
-        Where other processes want the cores, waiting for a thread that is not scheduled costs a hundred calls: after
-        a call on all threads that took longer than one thread needs, the next ones run on one. The number of threads
-        does not change a bit of the result.
+        Where other processes want the cores, waiting for a thread that is not scheduled costs a hundred
+        calls: after a call on all threads that took longer than one thread needs, the next ones run on one.
+        The number of threads does not change a bit of the result.
         """
         self._pack(self._view, 0, 0, 0, *call)
         threads = 1 if _forked else min(torch.get_num_threads(), self._chunks)
