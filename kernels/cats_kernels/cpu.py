@@ -24,6 +24,7 @@ SCHEDULED = 200_000  # ns that a call may take longer before the cores count as 
 FEWEST_ALONE, MOST_ALONE = 2, 256  # calls on one thread before all threads are tried again, doubled each time
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
+_kernels = {}
 _threads = threading.local()
 _compiling = threading.Lock()
 _forked = False
@@ -36,6 +37,15 @@ def _after_fork() -> None:
 
 # A forked child has no pool of threads, and the OpenMP library would wait for the parent's.
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class Kernel:
+    """Machine code, kept alive by `owner`, as a function of the address of its arguments."""
+
+    def __init__(self, owner):
+        self.owner = owner
+        self.address = owner.address
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(owner.address)
 
 
 def cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype):
@@ -53,8 +63,9 @@ def cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype):
     else:
         mask = mask.contiguous()
         limits = (0, 0, mask.data_ptr(), m if mask.dim() == 2 else 0)
+    kind = _cpu_kernel().ACTIVATIONS[activation]
     weights = (w_gate.data_ptr(), w_up.data_ptr(), w_down_t.data_ptr())
-    _workspace(tokens, m, d).run(kernel, x32.data_ptr(), *weights, y.data_ptr(), _number(activation), *limits)
+    _workspace(tokens, m, d).run(kernel, x32.data_ptr(), *weights, y.data_ptr(), kind, *limits)
     return y.to(x.dtype if out_dtype is None else out_dtype)
 
 
@@ -66,22 +77,27 @@ def masked_dense(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dty
     return (h.to(x.dtype) @ w_down_t).to(x.dtype if out_dtype is None else out_dtype)
 
 
-def compiled(dtype: torch.dtype):
-    """The kernel for weights of `dtype` as a ctypes function, compiled once; None where there is none."""
-    with _compiling:
-        return _compiled(dtype)
+def compiled(dtype: torch.dtype) -> Kernel | None:
+    """The kernel for weights of `dtype`; None where there is none. The first call of a process loads it.
+
+    Compiling takes some seconds, once: `cpu_kernel` keeps the machine code on disk.
+    """
+    if dtype not in _kernels:
+        with _compiling:
+            module = _cpu_kernel() if dtype in DTYPES else None
+            _kernels[dtype] = None if module is None else Kernel(module.compiled(DTYPES[dtype]))
+    return _kernels[dtype]
 
 
 @cache
-def _compiled(dtype):
-    if dtype not in DTYPES:
-        return None
+def _cpu_kernel():
+    """The module with the kernels, which needs numba; None, and one line in the log, without it."""
     try:
         from cats_kernels import cpu_kernel
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         logger.warning("CATS decodes on this CPU by dense products, not faster: install numba (%s).", error)
         return None
-    return cpu_kernel.compiled(DTYPES[dtype])
+    return cpu_kernel
 
 
 @cache
@@ -103,8 +119,7 @@ class _Workspace:
     """Arguments and scratch memory of one thread for calls of one shape."""
 
     def __init__(self, tokens: int, m: int, d: int):
-        from cats_kernels import cpu_kernel
-
+        cpu_kernel = _cpu_kernel()
         rows = max(CHUNK_ROWS, -(-m // CHUNKS))
         lanes = cpu_kernel.MOST_LANES
         rows = -(-rows // lanes) * lanes
@@ -133,7 +148,7 @@ class _Workspace:
         self._alone = self._patience = FEWEST_ALONE  # calls to make on one thread now, and after a slow call
         self._one_thread = math.inf  # shortest call on one thread, ns
 
-    def run(self, kernel, *call: int) -> None:
+    def run(self, kernel: Kernel, *call: int) -> None:
         """Run `kernel` on the arguments CALL, less its two counters, with as many threads as PyTorch has.
 
         Where other processes want the cores, waiting for a thread that is not scheduled costs a hundred
@@ -143,15 +158,15 @@ class _Workspace:
         self._pack(self._view, 0, 0, 0, *call)
         threads = 1 if _forked else min(torch.get_num_threads(), self._chunks)
         if threads == 1 or _parallel() is None:
-            kernel(self._address)
+            kernel.run(self._address)
             return
         begin = time.perf_counter_ns()
         if self._alone > 0:
-            kernel(self._address)
+            kernel.run(self._address)
             self._alone -= 1
             self._one_thread = min(self._one_thread, time.perf_counter_ns() - begin)
             return
-        _parallel()(ctypes.cast(kernel, ctypes.c_void_p), self._address, threads, 0)
+        _parallel()(kernel.address, self._address, threads, 0)
         if time.perf_counter_ns() - begin > 1.5 * self._one_thread + SCHEDULED:
             self._alone = self._patience
             self._patience = min(2 * self._patience, MOST_ALONE)
@@ -164,10 +179,3 @@ def _workspace(tokens: int, m: int, d: int) -> _Workspace:
     if (tokens, m, d) not in known:
         known[tokens, m, d] = _Workspace(tokens, m, d)
     return known[tokens, m, d]
-
-
-@cache
-def _number(activation: str) -> int:
-    from cats_kernels import cpu_kernel
-
-    return cpu_kernel.ACTIVATIONS[activation]

@@ -296,12 +296,12 @@ KERNELS = {"float32": _mlp_float32, "bfloat16": _mlp_bfloat16}
 
 
 def compiled(dtype: str):
-    """The kernel of KERNELS for weights of `dtype`, as a ctypes function of the address of its ARGUMENTS.
+    """The kernel of KERNELS for weights of `dtype`: a numba CFunc that takes the address of its ARGUMENTS.
 
     Machine code is kept in numba's cache: beside this file, or in the user's where that is not writable.
     """
     signature = types.void(types.CPointer(_RECORD))
     try:
-        return cfunc(signature, cache=True, **_OPTIONS)(KERNELS[dtype]).ctypes
+        return cfunc(signature, cache=True, **_OPTIONS)(KERNELS[dtype])
     except (RuntimeError, OSError):  # no writable directory at all, or a full disk
-        return cfunc(signature, **_OPTIONS)(KERNELS[dtype]).ctypes
+        return cfunc(signature, **_OPTIONS)(KERNELS[dtype])
