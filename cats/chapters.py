@@ -119,6 +119,22 @@ def code_hash(notebook: NotebookNode) -> str:
     return _hash([cell.source for cell in notebook.cells if cell.cell_type == "code"])
 
 
+def problems(notebook: NotebookNode) -> list[str]:
+    """What is wrong with the stored outputs of a chapter, a phrase each; none if it can be rendered."""
+    found = []
+    if notebook.metadata.get("cats", {}).get("code_sha256") != code_hash(notebook):
+        found.append("its outputs are not those of its present code: run `cats reproduce --in-place`")
+    for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code"):
+        kinds = {output.output_type for output in cell.outputs}
+        if cell.source.strip() and cell.execution_count is None:
+            found.append(f"its code cell {number} was not executed")
+        if "error" in kinds:
+            found.append(f"its code cell {number} ended with an error")
+        if any(output.get("name") == "stderr" for output in cell.outputs):
+            found.append(f"its code cell {number} shows warnings")
+    return found
+
+
 def cells_hash(notebook: NotebookNode) -> str:
     """sha256 of all cells, prose and tags too: whether a page has to be made again."""
     return _hash([[cell.cell_type, cell.source, cell.metadata] for cell in notebook.cells])

@@ -67,14 +67,16 @@ class Distribution:
         return (counts[:, :centre].sum(-1) + counts[:, centre] / 2) / counts.sum(-1)
 
     def density(self, layer: int, *groups: str, merge: int = 5) -> tuple[Tensor, Tensor]:
-        """Centres and density of z in a layer from -1 to 1, `merge` bins of the reference code together."""
+        """Centres and density of z in a layer from -1 to 1, an odd number `merge` of bins taken together."""
         counts = self._pick(self.signed, groups)[layer].double()
         inner = counts[1:-1]
-        cut = (len(inner) % merge) // 2
-        inner = inner[cut : cut + len(inner) // merge * merge].view(-1, merge).sum(-1)
+        number = len(inner) // merge
+        number -= (len(inner) - number * merge) % 2  # what is cut off is the same on both sides
+        cut = (len(inner) - number * merge) // 2
+        inner = inner[cut : len(inner) - cut].view(number, merge).sum(-1)
         width = merge * reference_code.WIDTH
-        first = -1 + cut * reference_code.WIDTH + width / 2
-        return first + width * torch.arange(len(inner)), inner / counts.sum() / width
+        centres = width * (torch.arange(number, dtype=torch.float64) - (number - 1) / 2)
+        return centres, inner / counts.sum() / width
 
     def _pick(self, counts: Tensor, groups: Sequence[str]) -> Tensor:
         unknown = [group for group in groups if group not in self.groups]

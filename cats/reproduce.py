@@ -64,7 +64,10 @@ def parse_parameters(pairs: Sequence[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise CatsError(f"The parameter {pair!r} has no value: write name=value.")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise CatsError(f"The parameter {pair!r} is not valid YAML: quote the value.") from error
     return values
 
 
@@ -82,7 +85,7 @@ def reproduce(
     Executed notebooks go to `output` (default: a copy of the book in _build/live, from which `make book`
     builds the site), or replace the committed ones (`in_place`). A chapter that was run before with the same
     cells, parameters, library and data is kept, unless `force`: an interrupted run goes on where it stopped.
-    Raises CatsError for an unknown chapter, profile or parameter before anything runs, and if a chapter fails.
+    Raises CatsError for an unknown chapter, profile or parameter before anything runs, and if one fails.
     """
     selected = chapters.select(wanted)
     notebooks = {name: chapters.read(chapters.path(name)) for name in selected}
@@ -109,8 +112,11 @@ def _check_types(given: Mapping, defaults: Mapping) -> None:
             continue
         wanted = (int, float) if type(default) is float else type(default)
         value, kind = given[name], type(default).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
         if not isinstance(value, wanted) or isinstance(value, bool) is not isinstance(default, bool):
-            raise CatsError(f"The parameter {name} is {value!r}, but must be a {kind} such as {default!r}.")
+            raise CatsError(
+                f"The parameter {name} is {value!r}, but must be {article} {kind} such as {default!r}."
+            )
 
 
 def _live_copy() -> Path:
@@ -157,9 +163,10 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path)
             partial,
             parameters=parameters,
             kernel_name="python3",
+            language="python",
             progress_bar=sys.stderr.isatty(),
             cwd=folder,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # not a warning about its transport for each one
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no line about each kernel's start and end
         )
     except PapermillExecutionError as error:
         first = next(line for line in error.source.splitlines() if line.strip())
@@ -169,7 +176,9 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path)
             f"{' '.join(reason.split())} (as far as it got: {partial})"
         ) from error
     except DeadKernelError as error:
-        raise CatsError(f"The chapter {name} was killed, probably for lack of memory: ask for less.") from error
+        raise CatsError(
+            f"The chapter {name} was killed, probably for lack of memory: ask for less."
+        ) from error
     except NoSuchKernel as error:
         raise CatsError("This environment has no Jupyter kernel: install ipykernel into it.") from error
 
