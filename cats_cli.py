@@ -1,4 +1,4 @@
-"""What a shell user types: `cats --help` answers at once because this module imports nothing of the library."""
+"""What a shell user types: `cats --help` answers at once, as this module imports nothing of the library."""
 
 import argparse
 import sys
@@ -6,11 +6,15 @@ import sys
 RESUME = {
     "calibrate": "the same command goes on from the last checkpoint",
     "reproduce": "the same command keeps the chapters that are done",
+    "evaluate": "the same command goes on with the next task",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns 0, 2 after an error of the user's (one sentence on stderr), 130 if interrupted."""
+    """Run one command; returns 0, 2 after a user's error (one sentence on stderr), 130 if interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["lm_eval"]:  # argparse would take lm-eval's options for its own
+        argv = [argv[0], "--", *argv[1:]]
     arguments = parser().parse_args(argv)
     try:
         from cats import cli
@@ -40,9 +44,27 @@ def _interrupted(arguments: argparse.Namespace) -> int:
     return 130
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one sentence: the usage is a `--help` away."""
+
+    def error(self, message: str):
+        self.exit(2, f"cats: {message} (`{self.prog} --help` shows how).\n")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as an option's value."""
+    try:
+        number = int(text.replace("_", ""))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return number
+
+
+def parser() -> Parser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="cats", description="CATS: contextually-aware thresholding for sparsity in language models."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -63,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _model(sub)
     _text(sub, split="train", tokens=60_000)
-    sub.add_argument("--batch-size", type=int, default=4, metavar="N", help="rows a batch (default: 4)")
+    sub.add_argument("--batch-size", type=count, default=4, metavar="N", help="rows a batch (default: 4)")
     sub.add_argument("--output", required=True, metavar="FILE", help="thresholds file to write (.json)")
 
     sub = command(
@@ -83,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
     _text(sub, split="test", tokens=None)
     _thresholds(sub)
     _sparsity(sub, default=[0.5], several=True)
-    sub.add_argument("--documents", type=int, default=None, metavar="N", help="take N documents (default: all)")
+    sub.add_argument(
+        "--documents", type=count, default=None, metavar="N", help="take N documents (default: all)"
+    )
 
     sub = command(
         "generate",
@@ -94,21 +118,84 @@ def parser() -> argparse.ArgumentParser:
     _model(sub)
     _thresholds(sub)
     _sparsity(sub, default=0.5, several=False)
-    sub.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens to add (default: 64)")
+    sub.add_argument("--new-tokens", type=count, default=64, metavar="N", help="tokens to add (default: 64)")
 
+    _evaluate(command)
     sub = command(
         "reproduce",
         "run chapters of the book with a profile of parameters",
         "cats reproduce --profile gpu\n  cats reproduce 03_perplexity -p seed=1 --output runs/",
     )
     sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="by name or number (default: all)")
-    sub.add_argument("--profile", default="cpu", metavar="NAME", help="of book/params, or a .yml (default: cpu)")
-    sub.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="over the profile")
+    sub.add_argument(
+        "--profile", default="cpu", metavar="NAME", help="of book/params, or a .yml (default: cpu)"
+    )
+    sub.add_argument(
+        "-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="over the profile"
+    )
     where = sub.add_mutually_exclusive_group()
-    where.add_argument("--output", metavar="FOLDER", help="for the executed notebooks (default: _build/live/book)")
+    where.add_argument(
+        "--output", metavar="FOLDER", help="for the executed notebooks (default: _build/live/book)"
+    )
     where.add_argument("--in-place", action="store_true", help="replace the committed notebooks")
     sub.add_argument("--force", action="store_true", help="run again what is up to date")
     return top
+
+
+def _evaluate(command) -> None:
+    sub = command(
+        "evaluate",
+        "score a model, dense and sparse, on the paper's tasks",
+        "cats evaluate --tasks paper --rule cats chess --sparsity 0.5 0.7 --data-dir mirrors --output runs\n"
+        "  cats evaluate --plan data/plans/three-models.yml --output runs --minutes 20\n"
+        "  accelerate launch --num_processes 2 -m cats_cli evaluate --device cuda --tasks paper --output runs",
+    )
+    _model(sub)
+    sub.add_argument(
+        "--tasks", nargs="+", metavar="T", default=["paper"], help="paper, or by name (default: paper)"
+    )
+    sub.add_argument(
+        "--rule", nargs="+", metavar="R", default=["cats"], help="of cats.criteria (default: cats)"
+    )
+    _sparsity(sub, default=[0.5], several=True)
+    sub.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="local mirrors of the tasks (default: $CATS_EVAL_DATA, then the hub)",
+    )
+    sub.add_argument("--documents", type=int, metavar="N", help="a seeded draw of N a task (default: all)")
+    sub.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
+    sub.add_argument(
+        "--prefill", default="masked", metavar="P", help="masked or dense prompts (default: masked)"
+    )
+    sub.add_argument("--first-token", default="masked", metavar="P", help="masked or dense (default: masked)")
+    sub.add_argument(
+        "--last-share", type=float, default=1.0, metavar="X", help="mask only this last share of a prompt"
+    )
+    sub.add_argument(
+        "--corpus", default="python-docs", metavar="NAME", help="to calibrate on (default: python-docs)"
+    )
+    sub.add_argument(
+        "--tokens", type=int, default=60_000, metavar="N", help="to calibrate on (default: 60000)"
+    )
+    sub.add_argument(
+        "--batch-tokens", type=int, metavar="N", help="tokens a batch (default: found automatically)"
+    )
+    sub.add_argument("--plan", metavar="FILE", help="run a plan instead (.yml)")
+    sub.add_argument(
+        "--output", metavar="DIR", default="runs", help="result files, one a task (default: runs)"
+    )
+    sub.add_argument(
+        "--records", metavar="DIR", help="of a plan: where its records go (default: the output folder)"
+    )
+    sub.add_argument("--minutes", type=float, metavar="N", help="begin no task after so long")
+    sub.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
+    sub = command(
+        "lm_eval",
+        "run lm-eval's own command line, which then loads sparse models that save_pretrained wrote",
+        "cats lm_eval --model hf --model_args pretrained=FOLDER --tasks piqa,arc_easy --batch_size 8",
+    )
+    sub.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to lm-eval")
 
 
 def _model(sub: argparse.ArgumentParser) -> None:
@@ -119,7 +206,9 @@ def _model(sub: argparse.ArgumentParser) -> None:
         help="embedded name, hub id, folder or random:<geometry> (default: smollm2-135m-instruct)",
     )
     sub.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default: cpu)")
-    sub.add_argument("--dtype", default="float32", metavar="T", help="float32, bfloat16, float16 (default: float32)")
+    sub.add_argument(
+        "--dtype", default="float32", metavar="T", help="float32, bfloat16, float16 (default: float32)"
+    )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of random choices (default: 0)")
 
 
@@ -128,17 +217,23 @@ def _text(sub: argparse.ArgumentParser, *, split: str, tokens: int | None) -> No
         "--corpus",
         default="python-docs",
         metavar="NAME",
-        help="python-docs, shakespeare, a .txt or .jsonl path, refinedweb, c4, wikitext2 (default: python-docs)",
+        help="python-docs, shakespeare, refinedweb, c4, wikitext2, a text path (default: python-docs)",
     )
     sub.add_argument("--split", default=split, metavar="S", help=f"of the corpus (default: {split})")
     sub.add_argument("--bos", default="auto", metavar="POLICY", help="auto, always or never (default: auto)")
-    sub.add_argument("--sequence-length", type=int, default=512, metavar="N", help="tokens a row (default: 512)")
+    sub.add_argument(
+        "--sequence-length", type=count, default=512, metavar="N", help="tokens a row (default: 512)"
+    )
     if tokens:
-        sub.add_argument("--tokens", type=int, default=tokens, metavar="N", help=f"to take (default: {tokens})")
+        sub.add_argument(
+            "--tokens", type=count, default=tokens, metavar="N", help=f"to take (default: {tokens})"
+        )
 
 
 def _thresholds(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--thresholds", metavar="FILE", help="from `cats calibrate` (default: the one shipped for the model)")
+    sub.add_argument(
+        "--thresholds", metavar="FILE", help="from `cats calibrate` (default: the one shipped for the model)"
+    )
 
 
 def _sparsity(sub: argparse.ArgumentParser, *, default, several: bool) -> None:
@@ -151,3 +246,7 @@ def _sparsity(sub: argparse.ArgumentParser, *, default, several: bool) -> None:
         metavar="S",
         help=f"share of gate activations to drop, in [0, 1) (default: {shown})",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

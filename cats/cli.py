@@ -12,6 +12,7 @@ from cats import corpora, evaluation, models, paths
 from cats.accounting import account
 from cats.calibration import calibrate as calibrate_model
 from cats.errors import CatsError
+from cats.geometries import GEOMETRIES
 from cats.observation import SparsityMeter
 from cats.sparsify import sparsify
 from cats.structure import find_gated_mlps
@@ -82,14 +83,14 @@ def perplexity(given: Namespace) -> None:
             pair = evaluation.paired_interval(dense, scores)
             delta = f"{pair['delta_nll']:+.4f} [{pair['delta_low']:+.4f}, {pair['delta_high']:+.4f}]"
         realised = f"{float(meter.overall):.3f}"
-        rows.append((f"{sparsity:g}", realised, f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", delta))
+        rows.append(
+            (f"{sparsity:g}", realised, f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", delta)
+        )
     _table(("gate sparsity", "realised", "NLL, nats", "perplexity", "NLL - dense [95 %]"), rows)
 
 
 def generate(given: Namespace) -> None:
     """Continue a prompt greedily; the text on stdout, the speed on stderr."""
-    if given.new_tokens < 1:
-        raise CatsError(f"--new-tokens {given.new_tokens} is too few: ask for at least one.")
     sparsities(given.sparsity, 1)
     thresholds = _thresholds(given) if given.sparsity else None
     loaded = _load(given)
@@ -105,6 +106,21 @@ def generate(given: Namespace) -> None:
     new = len(ids) - inputs.input_ids.shape[1]
     print(loaded.tokenizer.decode(ids, skip_special_tokens=True))
     print(f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} a second, prompt included", file=sys.stderr)
+
+
+def evaluate(given: Namespace) -> None:
+    """Score a model under rules and sparsities on tasks, or run a plan; prints paired differences."""
+    from cats import assess  # lm-eval: only this command needs the extra "eval"
+
+    assess.main(given)
+
+
+def lm_eval(given: Namespace) -> None:
+    """lm-eval's own command line, in a process where the quantization method "cats" is registered."""
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["lm_eval", *(part for part in given.arguments if part != "--")]
+    cli_evaluate()
 
 
 def reproduce(given: Namespace) -> None:
@@ -126,9 +142,9 @@ def reproduce(given: Namespace) -> None:
 
 
 def _load(given: Namespace) -> models.LoadedModel:
+    if given.model.removeprefix(models.RANDOM) in GEOMETRIES:  # said before gigabytes of weights are made
+        raise CatsError(f"{given.model} has no tokenizer, so it reads no text: name another model.")
     loaded = models.load(given.model, device=given.device, dtype=given.dtype, seed=given.seed)
-    if loaded.tokenizer is None:
-        raise CatsError(f"{given.model} has random weights and no tokenizer, so it reads no text: name another model.")
     find_gated_mlps(loaded.model)
     return loaded
 
@@ -138,14 +154,24 @@ def _thresholds(given: Namespace) -> Thresholds:
         return Thresholds.load(Path(given.thresholds))
     shipped = paths.THRESHOLDS / f"{given.model}.json"
     if not shipped.is_file():
-        raise CatsError(f"No thresholds are shipped for {given.model}: make a file with `cats calibrate`, then --thresholds.")
+        models.config(given.model)  # an unknown name is the first thing to say
+        raise CatsError(
+            f"No thresholds are shipped for {given.model}: "
+            "make a file with `cats calibrate` and name it with --thresholds."
+        )
     return Thresholds.load(shipped)
 
 
 def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
     corpus = thresholds.corpus
-    print(f"model       {thresholds.model.get('id', '?')} ({thresholds.layers} layers, {thresholds.activation} gate)")
-    print(f"criterion   {thresholds.criterion}, sparsity exact to {100 * thresholds.grid_error:.3f} percentage points")
+    print(
+        f"model       {thresholds.model.get('id', '?')} "
+        f"({thresholds.layers} layers, {thresholds.activation} gate)"
+    )
+    print(
+        f"criterion   {thresholds.criterion}, "
+        f"sparsity exact to {100 * thresholds.grid_error:.3f} percentage points"
+    )
     print(f"corpus      {corpus.get('name', '?')} ({corpus.get('split', '?')}), {thresholds.tokens:,} tokens")
     print(f"policy      {json.dumps(thresholds.policy, ensure_ascii=False)}")
     columns = [thresholds.at(s) for s in at]
@@ -153,14 +179,19 @@ def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
     if per_neuron:
         print("thresholds are one per neuron: the table shows each layer's median")
     values = [column.median(dim=1).values if per_neuron else column for column in columns]
-    rows = [(str(layer), *(f"{column[layer]:.4f}" for column in values)) for layer in range(thresholds.layers)]
+    rows = [
+        (str(layer), *(f"{column[layer]:.4f}" for column in values)) for layer in range(thresholds.layers)
+    ]
     _table(("layer", *(f"t at s = {s:g}" for s in at)), rows)
 
 
 def _inspect_model(name: str, at: list[float]) -> None:
     sparsities(at, len(at))
     shape = account(models.config(name))
-    print(f"{name}: {shape.layers} layers, hidden size {shape.hidden_size}, intermediate size {shape.intermediate_size}")
+    print(
+        f"{name}: {shape.layers} layers, hidden size {shape.hidden_size}, "
+        f"intermediate size {shape.intermediate_size}"
+    )
     rows = [
         (
             f"{s:g}",

@@ -1,4 +1,5 @@
-"""Greedy continuation of many prompts at once, with rows that end at different steps, for generative tasks."""
+"""Greedy continuation of many prompts at once, with rows that end at different steps, for generative
+tasks."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,8 +25,8 @@ def continue_prompts(
 ) -> list[list[int]]:
     """Token ids that `model` adds to each prompt: at most `new_tokens`, up to and with the first of `eos`.
 
-    `ended(ids)` says after how many tokens a row was over for another reason, None while it is not. The prompts are
-    read in parts of about `prefill_tokens` tokens. `masking` counts each row's own steps alone.
+    `ended(ids)` says after how many tokens a row was over for another reason, None while it is not. The
+    prompts are read in parts of about `prefill_tokens` tokens. `masking` counts each row's own steps alone.
     """
     ids, valid = left_padded(prompts, model.device)
     rows, width = ids.shape
@@ -58,7 +59,9 @@ def continue_prompts(
 
 
 def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] and which of them are no padding: on the left, so that every row ends in the last column."""
+    """Token ids [B, T] and which of them are no padding: on the left, so that every row ends in the last
+    column.
+    """
     width = max(map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     valid = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -69,7 +72,9 @@ def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
     return ids.to(device), valid.to(device)
 
 
-def _read(model, ids: Tensor, valid: Tensor, masking: Masking, prefill_tokens: int) -> tuple[DynamicCache, Tensor]:
+def _read(
+    model, ids: Tensor, valid: Tensor, masking: Masking, prefill_tokens: int
+) -> tuple[DynamicCache, Tensor]:
     """The cache behind all prompts, and the token that follows each."""
     step = max(1, prefill_tokens // ids.shape[1])
     caches, following = [], []

@@ -15,7 +15,9 @@ _ROWS = 512  # prompts continued together
 
 
 class Generating(HFLM):
-    """What `cats.harness.Harness` generates with; `masking`, `tokens`, `processed` and `label` are set there."""
+    """What `cats.harness.Harness` generates with; `masking`, `tokens`, `processed` and `label` are set
+    there.
+    """
 
     masking: Masking
     tokens: int
@@ -23,7 +25,9 @@ class Generating(HFLM):
     label: str
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's generation, greedy alone: the texts, cut where a stop sequence begins. Raises CatsError for sampling."""
+        """lm-eval's generation, greedy alone: the texts, cut where a stop sequence begins. Raises CatsError
+        for sampling.
+        """
         results: list[str | None] = [None] * len(requests)
         by_options: dict[str, list[tuple[int, list[int]]]] = {}
         for place, request in enumerate(requests):
@@ -36,12 +40,16 @@ class Generating(HFLM):
 
     def _generate(self, items, options: dict, results: list, bar) -> None:
         if options.get("do_sample"):
-            raise CatsError("This task asks for sampled text: the harness generates greedily, use lm-eval's own.")
+            raise CatsError(
+                "This task asks for sampled text: the harness generates greedily, use lm-eval's own."
+            )
         stops = handle_stop_sequences(options.get("until"), eos=self.tok_decode(self.eot_token_id, False))
         new_tokens = options["max_gen_toks"]
         room = self.max_length - new_tokens
         if room < 1:
-            raise CatsError(f"The task asks for {new_tokens} new tokens, the model reads {self.max_length} in all.")
+            raise CatsError(
+                f"The task asks for {new_tokens} new tokens, the model reads {self.max_length} in all."
+            )
         encoded = [(place, self.tok_encode(context, left_truncate_len=room)) for place, context in items]
         encoded.sort(key=lambda item: -len(item[1]))
         start = 0
@@ -60,7 +68,9 @@ class Generating(HFLM):
                 )
             except torch.cuda.OutOfMemoryError as error:
                 if self.tokens <= 1024:
-                    raise CatsError("The GPU's memory does not suffice to generate: use a larger GPU.") from error
+                    raise CatsError(
+                        "The GPU's memory does not suffice to generate: use a larger GPU."
+                    ) from error
                 torch.cuda.empty_cache()
                 self.tokens //= 2
                 continue
@@ -71,7 +81,9 @@ class Generating(HFLM):
             start += len(batch)
 
     def _cache_tokens(self) -> int:
-        """Tokens whose keys and values may be in memory together: eight times those of a call, or what is free."""
+        """Tokens whose keys and values may be in memory together: eight times those of a call, or what is
+        free.
+        """
         limit = 8 * self.tokens
         if self.device.type != "cuda":
             return limit
@@ -89,6 +101,7 @@ class Generating(HFLM):
 
     def _over(self, ids: list[int], stops: list[str]) -> int | None:
         """How many tokens it took until the text held a stop sequence, None where it holds none."""
+
         def holds(count: int) -> bool:
             text = self.tok_decode(ids[:count])
             return any(stop in text for stop in stops if stop)

@@ -1,4 +1,5 @@
-"""lm-eval's Hugging Face model with batches by tokens, contexts read once, and the masking of `cats.masking`."""
+"""lm-eval's Hugging Face model with batches by tokens, contexts read once, and the masking of
+`cats.masking`."""
 
 import inspect
 import logging
@@ -26,7 +27,9 @@ _LOGITS = 1 << 26  # logits raised to fp32 at a time: 268 MB
 
 @dataclass
 class _Group:
-    """Requests with one context: `context` token ids, and of each continuation its place in the results and ids."""
+    """Requests with one context: `context` token ids, and of each continuation its place in the results and
+    ids.
+    """
 
     context: list[int]
     continuations: list[tuple[int, list[int]]]
@@ -37,16 +40,19 @@ class _Group:
 
 
 class Harness(Generating):
-    """A drop-in for lm-eval's HFLM over a loaded model: the same requests, prompts and scores, in less time.
+    """A drop-in for lm-eval's HFLM over a loaded model: the same requests, prompts and scores, in less
+    time.
 
-    Continuations of one context are scored over one reading of it where the model's cache allows; a batch holds
-    about `tokens` tokens, halved when memory does not suffice. Log-probabilities are summed in fp32. `masking` is
-    told of each call. Generation is plain greedy search.
+    Continuations of one context are scored over one reading of it where the model's cache allows; a batch
+    holds about `tokens` tokens, halved when memory does not suffice. Log-probabilities are summed in fp32.
+    `masking` is told of each call. Generation is plain greedy search.
     """
 
     def __init__(self, model, tokenizer, *, masking: Masking | None = None, tokens: int | None = None):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1 << 20)  # rolling windows all at once
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, batch_size=1 << 20
+        )  # rolling windows all at once
         self.masking = masking or Masking(model)
         self.tokens = tokens or (_GPU_TOKENS if self.device.type == "cuda" else _CPU_TOKENS)
         self.processed = 0  # tokens that the model has read, padding excluded
@@ -54,7 +60,9 @@ class Harness(Generating):
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def encode(self, requests) -> list[tuple]:
-        """The token ids of log-likelihood requests, as `loglikelihood` makes them: (strings, context, continuation)."""
+        """The token ids of log-likelihood requests, as `loglikelihood` makes them: (strings, context,
+        continuation).
+        """
         kept: list[tuple] = []
         scorer = self._loglikelihood_tokens
         self._loglikelihood_tokens = lambda encoded, **_: kept.extend(encoded)
@@ -82,13 +90,15 @@ class Harness(Generating):
         except torch.cuda.OutOfMemoryError:
             found = None
         if found is not None:
-            for (place, _), value in zip((item for group in batch for item in group.continuations), found, strict=True):
+            for (place, _), value in zip(
+                (item for group in batch for item in group.continuations), found, strict=True
+            ):
                 results[place] = value
             return
         torch.cuda.empty_cache()
         if len(batch) == 1:
             raise CatsError(
-                f"One request of {len(batch[0].context)} tokens does not fit the GPU's memory: use a larger GPU."
+                f"A request of {len(batch[0].context)} tokens does not fit the GPU's memory: use a larger one."
             )
         self.tokens = max(self.tokens // 2, 1024)
         middle = len(batch) // 2
@@ -96,7 +106,9 @@ class Harness(Generating):
         self._scored(batch[middle:], score, results)
 
     def _groups(self, requests) -> tuple[list[_Group], list[_Group]]:
-        """(groups whose context is read together with what is scored, groups whose context is read once for all)."""
+        """(groups whose context is read together with what is scored, groups whose context is read once for
+        all).
+        """
         by_context: dict[tuple, list] = {}
         for place, (_, context, continuation) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append((place, list(continuation)))
@@ -144,7 +156,9 @@ class Harness(Generating):
 
     @torch.inference_mode()
     def _score_single(self, batch: list[_Group]) -> list[tuple[float, bool]]:
-        """One call: context and continuation but for its last token; several one-token continuations share it."""
+        """One call: context and continuation but for its last token; several one-token continuations share
+        it.
+        """
         rows = [group.context + group.continuations[0][1][:-1] for group in batch]
         logits = self._call(rows, keep=max(group.longest for group in batch))
         targets, owners = [], []
@@ -160,7 +174,9 @@ class Harness(Generating):
         contexts = [group.context for group in batch]
         cache = DynamicCache(config=self.model.config)
         first = self._call(contexts, cache=cache, keep=1)
-        kept = [(layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers]
+        kept = [
+            (layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers
+        ]
         found: dict[tuple[int, int], tuple[float, bool]] = {}
         for k in range(max(len(group.continuations) for group in batch)):
             rows = [row for row, group in enumerate(batch) if k < len(group.continuations)]
@@ -175,8 +191,12 @@ class Harness(Generating):
             found.update({(row, k): score for row, score in zip(rows, scores, strict=True)})
         return [found[row, k] for row, group in enumerate(batch) for k in range(len(group.continuations))]
 
-    def _call(self, rows: list[list[int]], *, keep: int | None = None, cache=None, behind: list[int] = ()) -> Tensor:
-        """Logits of one call of the model, told to `masking`; `behind`: lengths of what the cache has of each row."""
+    def _call(
+        self, rows: list[list[int]], *, keep: int | None = None, cache=None, behind: list[int] = ()
+    ) -> Tensor:
+        """Logits of one call of the model, told to `masking`; `behind`: lengths of what the cache has of
+        each row.
+        """
         ids, valid = left_padded(rows, self.device)
         before = 0
         mask = valid
@@ -196,8 +216,12 @@ class Harness(Generating):
             **options,
         ).logits
 
-    def _gather(self, logits: Tensor, targets: list[list[int]], owners: Sequence[int]) -> list[tuple[float, bool]]:
-        """Sum of fp32 log-probabilities and greediness of `targets`, which end where logits [B, K, V] of `owners` do."""
+    def _gather(
+        self, logits: Tensor, targets: list[list[int]], owners: Sequence[int]
+    ) -> list[tuple[float, bool]]:
+        """Sum of fp32 log-probabilities and greediness of `targets`, which end where logits [B, K, V] of
+        `owners` do.
+        """
         wanted, valid = left_padded(targets, self.device)
         rows = torch.tensor(list(owners), device=self.device)
         step = max(1, _LOGITS // (wanted.shape[1] * logits.shape[-1]))
@@ -222,6 +246,8 @@ def _put_back(cache, kept, rows: list[int]) -> None:
 
 
 def _truncated(context: list[int], item: tuple[int, list[int]], length: int) -> _Group:
-    """The end of a request that is too long for the model, as lm-eval cuts it; the continuation stays whole."""
+    """The end of a request that is too long for the model, as lm-eval cuts it; the continuation stays
+    whole.
+    """
     room = max(1, length - len(item[1]))
     return _Group(context[-room:], [item])

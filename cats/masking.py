@@ -18,9 +18,10 @@ PHASES = ("prefill", "decode")
 class Policy:
     """Which tokens a mask applies to; the default is the paper's, every one.
 
-    `prefill`: "dense" leaves the prompt alone (log-likelihood tasks are then dense altogether). `first_token`:
-    "dense" leaves the first token of a sequence alone, BOS where there is one. `last_share`: only the last share of
-    the prompt, in (0, 1], is masked, as some later papers evaluate. Raises CatsError for anything else.
+    `prefill`: "dense" leaves the prompt alone (log-likelihood tasks are then dense altogether).
+    `first_token`: "dense" leaves the first token of a sequence alone, BOS where there is one. `last_share`:
+    only the last share of the prompt, in (0, 1], is masked, as some later papers evaluate. Raises CatsError
+    for anything else.
     """
 
     prefill: str = "masked"
@@ -30,15 +31,20 @@ class Policy:
     def __post_init__(self):
         for name in ("prefill", "first_token"):
             if getattr(self, name) not in PREFILL:
-                raise CatsError(f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(PREFILL)}.")
+                raise CatsError(
+                    f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(PREFILL)}."
+                )
         if not 0 < self.last_share <= 1:
-            raise CatsError(f"last_share={self.last_share} is outside (0, 1]: it is the masked share of a prompt.")
+            raise CatsError(
+                f"last_share={self.last_share} is outside (0, 1]: it is the masked share of a prompt."
+            )
 
     def describe(self) -> dict:
         return asdict(self)
 
     def chosen(self, valid: Tensor, before: Tensor | int = 0) -> Tensor | None:
-        """The tokens of a prompt that are masked, [B, T] bool, None for all; `valid` [B, T] leaves padding out.
+        """The tokens of a prompt that are masked, [B, T] bool, None for all; `valid` [B, T] leaves padding
+        out.
 
         `before`, [B, 1] or a number: tokens of the same prompts that an earlier call has read.
         """
@@ -56,11 +62,12 @@ class Policy:
 
 
 class Masking:
-    """Context manager: the sparse MLPs of `model` mask under `policy`, and are counted, with no synchronisation.
+    """Context manager: the sparse MLPs of `model` mask under `policy`, and are counted, with no
+    synchronisation.
 
-    Announce each call by `begin`; without that every token is valid, and a call of one token a sequence is decode.
-    `hold` [L]: gate sparsities that the thresholds are steered to while the model runs (see `cats.criteria.online`).
-    A dense model may be given: nothing is masked and no sparsity is realised.
+    Announce each call by `begin`; without that every token is valid, and a call of one token a sequence is
+    decode. `hold` [L]: gate sparsities that the thresholds are steered to while the model runs (see
+    `cats.criteria.online`). A dense model may be given: nothing is masked and no sparsity is realised.
     """
 
     def __init__(self, model: nn.Module, policy: Policy | None = None, *, steer: Callable | None = None):
@@ -93,14 +100,18 @@ class Masking:
             module.combine = None
 
     def begin(self, phase: str, valid: Tensor, *, before: Tensor | int = 0) -> None:
-        """Announce the next call of the model: `valid` [B, T] bool, False for padding; `before` as Policy.chosen."""
+        """Announce the next call of the model: `valid` [B, T] bool, False for padding; `before` as
+        Policy.chosen.
+        """
         self._phase, self._valid = phase, valid
         self._masked = None
         if phase == "prefill" and self.policy != Policy():
             self._masked = self.policy.chosen(valid, before)
 
     def start_rows(self) -> None:
-        """Keep what decoding zeroes by row, uncounted, until `count_rows`: rows end before their batch does."""
+        """Keep what decoding zeroes by row, uncounted, until `count_rows`: rows end before their batch
+        does.
+        """
         self._rows = []
 
     def count_rows(self, lengths: Tensor) -> None:
@@ -114,7 +125,8 @@ class Masking:
             self._tokens["decode"] += valid.sum()
 
     def realised(self, gather: Callable = lambda value: [value]) -> dict[str, dict]:
-        """For each phase that had tokens: tokens, gate_sparsity, and by_layer, shares of all gate activations.
+        """For each phase that had tokens: tokens, gate_sparsity, and by_layer, shares of all gate
+        activations.
 
         `gather` collects a value from every process of an evaluation.
         """
@@ -144,7 +156,7 @@ class Masking:
             gate.reshape(-1, shape[-1]),
             up.reshape(-1, shape[-1]),
             module.threshold.reshape(-1),
-            None if masked is None else masked.reshape(-1, 1),
+            None if masked is None else masked.reshape(-1, 1).to(gate.device),
         )
         self._note(layer, phase, zeroed)
         if self.steer is not None:
@@ -153,21 +165,26 @@ class Masking:
 
     def _note(self, layer: int, phase: str, zeroed: Tensor) -> None:
         if self._rows is not None and phase == "decode":
-            self._rows.append(zeroed.to(torch.int32))
+            self._rows.append(zeroed.to(self._zeroed[phase].device, torch.int32))
             return
+        home = self._zeroed[
+            phase
+        ].device  # another GPU's than the layer's, where a model is spread over several
         if self._valid is not None:
-            valid = self._valid.reshape(-1)
+            valid = self._valid.reshape(-1).to(zeroed.device)
             zeroed = zeroed * valid
-            self._tokens[phase][layer] += valid.sum()
+            self._tokens[phase][layer] += valid.sum().to(home)
         else:
             self._tokens[phase][layer] += len(zeroed)
-        self._zeroed[phase][layer] += zeroed.sum()
+        self._zeroed[phase][layer] += zeroed.sum().to(home)
 
 
 def masked_product(activation: str, gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None):
-    """(CATS_t(act(gate)) * up, zeros of each row): gate, up [N, m]; threshold [1] or [m]; `masked` [N, 1] or None.
+    """(CATS_t(act(gate)) * up, zeros of each row): gate, up [N, m]; threshold [1] or [m]; `masked` [N, 1]
+    or None.
 
-    Rows where `masked` is False keep every activation. Zeros are counted after the mask, exact ones included.
+    Rows where `masked` is False keep every activation. Zeros are counted after the mask, exact ones
+    included.
     """
     z = ACTIVATIONS[activation](gate)
     kept = cats(z, threshold, unrounded(ACTIVATIONS[activation], gate, z))
@@ -178,6 +195,8 @@ def masked_product(activation: str, gate: Tensor, up: Tensor, threshold: Tensor,
 
 @lru_cache
 def _product(activation: str, device: str) -> Callable:
-    """On a GPU one fused kernel: eager, mask and count would read and write z eight times (20 % of a layer each)."""
+    """On a GPU one fused kernel: eager, mask and count would read and write z eight times (20 % of a layer
+    each).
+    """
     product = partial(masked_product, activation)
     return torch.compile(product, dynamic=True) if device == "cuda" else product

@@ -1,4 +1,5 @@
-"""Read a task's documents from a folder of JSON lines, one file a split, verified by the sha256 list beside it."""
+"""Read a task's documents from a folder of JSON lines, one file a split, verified by the sha256 list beside
+it."""
 
 import gzip
 import hashlib
@@ -17,8 +18,8 @@ _NAME = re.compile(r"(\w+)\.jsonl(\.gz)?")
 def read_splits(folder: Path) -> tuple[datasets.DatasetDict, dict[str, str]]:
     """Every <split>.jsonl or <split>.jsonl.gz of `folder`, and the sha256 of each file.
 
-    Where the parent folder has a SHA256SUMS, the files must agree with it. Raises CatsError, naming file and hash,
-    for a truncated or changed file, and for a folder without one.
+    Where the parent folder has a SHA256SUMS, the files must agree with it. Raises CatsError, naming file
+    and hash, for a truncated or changed file, and for a folder without one.
     """
     expected = _expected(folder.parent / "SHA256SUMS")
     splits, digests = {}, {}
@@ -45,9 +46,13 @@ def read_splits(folder: Path) -> tuple[datasets.DatasetDict, dict[str, str]]:
 def _rows(title: str, data: bytes, digest: str, compressed: bool) -> datasets.Dataset:
     try:
         text = (gzip.decompress(data) if compressed else data).decode()
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines cuts at U+2028 too
+        rows = [
+            json.loads(line) for line in text.split("\n") if line.strip()
+        ]  # splitlines cuts at U+2028 too
     except (EOFError, OSError, zlib.error, ValueError) as error:
-        raise CatsError(f"The mirror {title} (sha256 {digest[:16]}) is truncated or damaged: copy it again.") from error
+        raise CatsError(
+            f"The mirror {title} (sha256 {digest[:16]}) is truncated or damaged: copy it again."
+        ) from error
     if not rows:
         raise CatsError(f"The mirror {title} (sha256 {digest[:16]}) is empty: copy it again.")
     return datasets.Dataset.from_list(rows)

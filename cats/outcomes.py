@@ -1,4 +1,5 @@
-"""What one model, under one rule and policy, scored on one task: metrics and every document's score, compactly."""
+"""What one model, under one rule and policy, scored on one task: metrics and every document's score,
+compactly."""
 
 import base64
 import json
@@ -20,9 +21,10 @@ _PARTS = ("task", "data", "configuration", "metrics", "scores", "sparsity", "spe
 class Outcome:
     """One task under one configuration.
 
-    `metrics`: means, and standard errors under "<metric>_se". `scores`: per metric an array with one number a
-    document (for word perplexity two: log-probability and words), in the order of `documents`. `sparsity`: target,
-    model_target and realised, by phase. `speed`: tokens, seconds, tokens_per_s. `texts`: what was generated, or None.
+    `metrics`: means, and standard errors under "<metric>_se". `scores`: per metric an array with one number
+    a document (for word perplexity two: log-probability and words), in the order of `documents`.
+    `sparsity`: target, model_target and realised, by phase. `speed`: tokens, seconds, tokens_per_s.
+    `texts`: what was generated, or None.
     """
 
     task: str
@@ -62,7 +64,8 @@ class Outcome:
 
 
 def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
-    """Per metric one score a document, from the responses to `task.requests`, by lm-eval's own filters and metrics.
+    """Per metric one score a document, from the responses to `task.requests`, by lm-eval's own filters and
+    metrics.
 
     Of several filters the first keeps the metric's name, the others add theirs (exact_match_flexible).
     """
@@ -87,7 +90,9 @@ def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
 
 
 def summarise(scores: dict[str, np.ndarray]) -> dict[str, float]:
-    """Metrics and their standard errors: means of a score a document, perplexities from sums of log-probabilities."""
+    """Metrics and their standard errors: means of a score a document, perplexities from sums of
+    log-probabilities.
+    """
     metrics: dict[str, float] = {}
     for name, values in scores.items():
         if values.ndim == 2:
@@ -117,7 +122,9 @@ def unpack(packed: dict) -> np.ndarray:
 
 
 def _ratio(name: str, logs: np.ndarray, units: np.ndarray) -> dict[str, float]:
-    """exp(-Σ log-probability / Σ units), or that in bits, with a standard error over documents (delta method)."""
+    """exp(-Σ log-probability / Σ units), or that in bits, with a standard error over documents (delta
+    method).
+    """
     rate = -logs.sum() / units.sum()
     spread = _standard_error(-logs - rate * units) / units.mean()
     if name == "bits_per_byte":

@@ -21,14 +21,15 @@ def difference(
 ) -> dict:
     """Mean of `other` minus `baseline` over the same documents, with a percentile bootstrap interval.
 
-    Scores are one number a document: 0 or 1, or a log-probability. Returns delta, low, high, and for scores of
-    0 and 1 alone mcnemar_p (exact, two-sided) with the documents that only one of the two got right: gained, lost.
-    Raises CatsError unless both are of one length, two documents at least.
+    Scores are one number a document: 0 or 1, or a log-probability. Returns delta, low, high, and for scores
+    of 0 and 1 alone mcnemar_p (exact, two-sided) with the documents that only one of the two got right:
+    gained, lost. Raises CatsError unless both are of one length, two documents at least.
     """
     first, second = np.asarray(baseline, dtype=float), np.asarray(other, dtype=float)
     if first.shape != second.shape or first.ndim != 1:
         raise CatsError(
-            f"Scores of {len(first)} and {len(second)} documents cannot be paired: evaluate both on the same ones."
+            f"Scores of {len(first)} and {len(second)} documents cannot be paired: "
+            "evaluate both on the same ones."
         )
     if len(first) < 2:
         raise CatsError("An interval over documents needs two documents at least: evaluate more.")
@@ -47,7 +48,9 @@ def mean_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict:
-    """The plain mean over tasks of `other` minus `baseline`, each task's documents drawn anew: delta, low, high."""
+    """The plain mean over tasks of `other` minus `baseline`, each task's documents drawn anew: delta, low,
+    high.
+    """
     steps = [np.asarray(other, dtype=float) - np.asarray(baseline, dtype=float) for baseline, other in pairs]
     if not steps or any(len(part) < 2 for part in steps):
         raise CatsError("An average over tasks needs tasks with two documents at least.")
@@ -57,13 +60,17 @@ def mean_difference(
 
 
 def mcnemar(gained: int, lost: int) -> dict:
-    """McNemar's exact test from the documents that only one of two models got right: mcnemar_p, gained, lost."""
+    """McNemar's exact test from the documents that only one of two models got right: mcnemar_p, gained,
+    lost.
+    """
     p = 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
     return {"mcnemar_p": p, "gained": gained, "lost": lost}
 
 
 def _means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means of `resamples` draws with replacement; equal values are drawn together, which is exact and fast."""
+    """Means of `resamples` draws with replacement; equal values are drawn together, which is exact and
+    fast.
+    """
     generator = np.random.default_rng(seed)
     distinct, counts = np.unique(values, return_counts=True)
     rows = max(1, _CHUNK // len(distinct))

@@ -1,4 +1,5 @@
-"""Evaluate one model under many rules, sparsities and policies on many tasks, one result file each, resumably."""
+"""Evaluate one model under many rules, sparsities and policies on many tasks, one result file each,
+resumably."""
 
 import hashlib
 import json
@@ -24,7 +25,9 @@ from cats.thresholds import sparsities
 
 @dataclass(frozen=True)
 class Configuration:
-    """A rule at a sparsity under a policy; the rule "dense" and rules that are not adjustable have sparsity None."""
+    """A rule at a sparsity under a policy; the rule "dense" and rules that are not adjustable have sparsity
+    None.
+    """
 
     rule: str = criteria.DENSE
     sparsity: float | None = None
@@ -54,7 +57,9 @@ class Calibration:
     seed: int = 0
 
 
-def configurations(rules: Sequence[str], at: Sequence[float], policy: Policy | None = None) -> list[Configuration]:
+def configurations(
+    rules: Sequence[str], at: Sequence[float], policy: Policy | None = None
+) -> list[Configuration]:
     """Dense, then every rule at every sparsity (or once, where it takes none)."""
     policy = policy or Policy()
     result = [Configuration(policy=policy)]
@@ -69,8 +74,8 @@ def configurations(rules: Sequence[str], at: Sequence[float], policy: Policy | N
 class Suite:
     """One loaded model, its tasks and its calibrated rules, kept between configurations.
 
-    `output`: the folder of result files; what is there already is not evaluated again. Raises CatsError, before
-    anything is measured, for unknown tasks and missing data.
+    `output`: the folder of result files; what is there already is not evaluated again. Raises CatsError,
+    before anything is measured, for unknown tasks and missing data.
     """
 
     def __init__(
@@ -108,7 +113,8 @@ class Suite:
         minutes: float | None = None,
         progress: bool = True,
     ) -> list[Path]:
-        """Evaluate every configuration on every task without a result yet; returns the result files there are.
+        """Evaluate every configuration on every task without a result yet; returns the result files there
+        are.
 
         After `minutes` no task is begun any more; the next call goes on from there.
         """
@@ -117,7 +123,12 @@ class Suite:
         paths = {(each, name): self.path(each, name) for each in wanted for name in names}
         missing = [key for key, path in paths.items() if not path.is_file()]
         missing = self.crew.gather(missing)[0]  # where several look at one folder, the first process decides
-        with tqdm(total=len(paths), initial=len(paths) - len(missing), unit="task", disable=None if progress else True) as bar:
+        with tqdm(
+            total=len(paths),
+            initial=len(paths) - len(missing),
+            unit="task",
+            disable=None if progress else True,
+        ) as bar:
             for configuration, keys in groupby(missing, key=lambda key: key[0]):
                 if self._late(deadline):
                     break
@@ -201,7 +212,11 @@ class Suite:
             else:
                 template = harness.apply_chat_template if self.chat else None
                 self._tasks[name] = tasks.load(
-                    name, data_dir=self.data_dir, documents=self.documents, seed=self.seed, chat_template=template
+                    name,
+                    data_dir=self.data_dir,
+                    documents=self.documents,
+                    seed=self.seed,
+                    chat_template=template,
                 )
         return self._tasks[name]
 
@@ -209,12 +224,16 @@ class Suite:
         task = self._task(name, harness)
         fit = self._fit(configuration.rule)
         if harness.masking.steer is not None:
-            fit.apply(self.loaded.model, configuration.sparsity)  # each task starts from the calibrated thresholds
+            fit.apply(
+                self.loaded.model, configuration.sparsity
+            )  # each task starts from the calibrated thresholds
         harness.masking.reset()
         harness.processed = 0
         harness.label = name
         started = time.perf_counter()
-        scores, generated = texts.score(task, harness, self.crew) if texts.is_text(name) else answer(task, harness, self.crew)
+        scores, generated = (
+            texts.score(task, harness, self.crew) if texts.is_text(name) else answer(task, harness, self.crew)
+        )
         seconds = time.perf_counter() - started
         tokens = sum(self.crew.gather(harness.processed))
         realised = harness.masking.realised(self.crew.gather)
@@ -232,20 +251,30 @@ class Suite:
             metrics=summarise(scores),
             scores=scores,
             sparsity=self._sparsity(configuration, fit, realised),
-            speed={"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)},
+            speed={
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+                "tokens_per_s": round(tokens / seconds, 1),
+            },
             texts=generated,
         )
 
     def _sparsity(self, configuration: Configuration, fit, realised: dict) -> dict:
         """Targets, and what was realised: over all phases, weighted by tokens, and by phase."""
         total = sum(part["tokens"] for part in realised.values())
-        overall = sum(part["tokens"] * part["gate_sparsity"] for part in realised.values()) / total if total else 0.0
+        overall = (
+            sum(part["tokens"] * part["gate_sparsity"] for part in realised.values()) / total
+            if total
+            else 0.0
+        )
         level = configuration.sparsity
         gate = 0.0 if fit is None else fit.gate_sparsity(level)
         return {
             "gate_target": gate,
             "model_target": 0.0 if fit is None else fit.model_sparsity(self.shape, level),
-            "bytes_per_token": self.shape.bytes_per_token() if fit is None else fit.bytes_per_token(self.shape, level),
+            "bytes_per_token": self.shape.bytes_per_token()
+            if fit is None
+            else fit.bytes_per_token(self.shape, level),
             "gate_realised": overall,
             "model_realised": self.shape.model_sparsity(overall),
             "realised": realised,
@@ -256,7 +285,9 @@ class Suite:
 
 
 def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, list[str] | None]:
-    """Scores of every document and, of generative tasks, the texts; the documents are shared among the processes."""
+    """Scores of every document and, of generative tasks, the texts; the documents are shared among the
+    processes.
+    """
     requests = task.requests
     kind = requests[0].request_type
     mine = [place for place, request in enumerate(requests) if request.doc_id % crew.size == crew.rank]

@@ -1,4 +1,5 @@
-"""The evaluation tasks of the paper and its rebuttal, as lm-eval defines them, from the hub or from local mirrors."""
+"""The evaluation tasks of the paper and its rebuttal, as lm-eval defines them, from the hub or from local
+mirrors."""
 
 import difflib
 import logging
@@ -43,7 +44,8 @@ def _without_titles(rows) -> bool:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its YAML inside lm-eval, its headline metric, and under which other name a differing copy goes.
+    """One task: its YAML inside lm-eval, its headline metric, and under which other name a differing copy
+    goes.
 
     `variant`: (name, test on the rows of the evaluated split, what the difference is).
     """
@@ -73,7 +75,11 @@ TASKS = {
     "wikitext": Task(
         "wikitext/wikitext.yaml",
         metric="word_perplexity",
-        variant=("wikitext_tokenised", _with_unk, "the tokenised text with <unk>: not comparable with the raw one"),
+        variant=(
+            "wikitext_tokenised",
+            _with_unk,
+            "the tokenised text with <unk>: not comparable with the raw one",
+        ),
     ),
 }
 # The paper's Table 1; its average is the plain mean of acc.
@@ -83,9 +89,11 @@ VARIANTS = {task.variant[0]: name for name, task in TASKS.items() if task.varian
 
 @dataclass
 class LoadedTask:
-    """A task with its documents: `name` is what tables call it, `data` what a record says about the documents.
+    """A task with its documents: `name` is what tables call it, `data` what a record says about the
+    documents.
 
-    `documents`: their numbers in the evaluated split, in order; `requests` are lm-eval's instances for them.
+    `documents`: their numbers in the evaluated split, in order; `requests` are lm-eval's instances for
+    them.
     """
 
     name: str
@@ -102,7 +110,9 @@ class LoadedTask:
 
 
 def names(wanted: Sequence[str]) -> list[str]:
-    """The tasks of `wanted` in order, "paper" being the paper's eight; raises CatsError for an unknown one."""
+    """The tasks of `wanted` in order, "paper" being the paper's eight; raises CatsError for an unknown
+    one.
+    """
     result: list[str] = []
     for name in wanted:
         for task in PAPER if name == "paper" else [VARIANTS.get(name, name)]:
@@ -174,7 +184,9 @@ def check(wanted: Iterable[str], data_dir: str | os.PathLike | None = None) -> N
 
 
 def mirror(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
-    """The folder of a task's local mirror, None where there is none; raises CatsError for a missing `data_dir`."""
+    """The folder of a task's local mirror, None where there is none; raises CatsError for a missing
+    `data_dir`.
+    """
     root = data_dir or os.environ.get(DATA_DIR)
     if not root:
         return None
@@ -185,7 +197,9 @@ def mirror(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
 
 
 class _MirroredTask(ConfigurableTask):
-    """lm-eval's task, its documents taken from a folder when `folder` is set; `digests` are the files' sha256."""
+    """lm-eval's task, its documents taken from a folder when `folder` is set; `digests` are the files'
+    sha256.
+    """
 
     def __init__(self, config: dict, folder: Path | None):
         self.folder = folder
@@ -232,8 +246,12 @@ def _evaluated(task: ConfigurableTask) -> str:
     return task.config.test_split or task.config.validation_split
 
 
-def _build(name: str, task: ConfigurableTask, chosen: list[int] | None, chat_template: Callable | None) -> None:
-    """All requests on every process: lm-eval draws few-shot examples in order, so a shard alone would differ."""
+def _build(
+    name: str, task: ConfigurableTask, chosen: list[int] | None, chat_template: Callable | None
+) -> None:
+    """All requests on every process: lm-eval draws few-shot examples in order, so a shard alone would
+    differ.
+    """
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     options = {"samples": chosen} if chosen else {}
     if chat_template is not None:
@@ -244,7 +262,9 @@ def _build(name: str, task: ConfigurableTask, chosen: list[int] | None, chat_tem
 
 @contextmanager
 def _templates_kept():
-    """lm-eval compiles a prompt's template anew for every document, which takes most of the time to build them."""
+    """lm-eval compiles a prompt's template anew for every document, which takes most of the time to build
+    them.
+    """
     environment = lm_eval.utils.env
     quiet = not sys.stderr.isatty() and not datasets.utils.logging.is_progress_bar_enabled()
     if not sys.stderr.isatty():

@@ -15,7 +15,9 @@ _LENGTH = 1024  # tokens of context at most
 
 @dataclass
 class LoadedText:
-    """A corpus as a task: `documents` are numbers of those with a token to score, known after the first run."""
+    """A corpus as a task: `documents` are numbers of those with a token to score, known after the first
+    run.
+    """
 
     name: str
     corpus: corpora.Corpus
@@ -42,7 +44,9 @@ def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
 
 
 def score(task: LoadedText, harness, crew: Crew) -> tuple[dict[str, np.ndarray], None]:
-    """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one too short to score."""
+    """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one too short to
+    score.
+    """
     mine = crew.share(task.documents)
     found: dict[int, tuple] = {}
     if mine:

@@ -1,4 +1,5 @@
-"""Thresholds per neuron after CHESS (EMNLP 2024): the layer's divided by the mean of |x W_up| of the neuron."""
+"""Thresholds per neuron after CHESS (EMNLP 2024): the layer's divided by the mean of |x W_up| of the
+neuron."""
 
 from cats.calibration import neuron_means
 from cats.criteria.rule import WeightedRule

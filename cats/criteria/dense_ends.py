@@ -1,4 +1,5 @@
-"""CATS with the first and the last layer dense, the others sparser for it, so that the bytes stay the same."""
+"""CATS with the first and the last layer dense, the others sparser for it, so that the bytes stay the
+same."""
 
 from functools import partial
 
@@ -25,7 +26,9 @@ class DenseEnds(Rule):
 
 
 def ends_dense(layers: int, sparsity: float) -> list[float]:
-    """Sparsity 0 at both ends and one for the rest, with the mean `sparsity`; CatsError where that exceeds 1."""
+    """Sparsity 0 at both ends and one for the rest, with the mean `sparsity`; CatsError where that exceeds
+    1.
+    """
     inner = sparsity * layers / (layers - 2)
     if inner >= 1:
         raise CatsError(

@@ -1,4 +1,5 @@
-"""Scores weighted by what a neuron can write: the norm of its row of W_down, as Wanda and WINA weigh inputs."""
+"""Scores weighted by what a neuron can write: the norm of its row of W_down, as Wanda and WINA weigh
+inputs."""
 
 import torch
 

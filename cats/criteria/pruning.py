@@ -16,8 +16,8 @@ from cats.errors import CatsError
 class PrunedFit(Fit):
     """Weights set to zero once and for all, the share `sparsity` of every linear layer of the blocks.
 
-    `score(weight [n, k], norms [k]) -> [n, k]`, lowest pruned, over each row where `by_row`; `norms` are those of
-    the layer's inputs over the calibration tokens, with the blocks before pruned already.
+    `score(weight [n, k], norms [k]) -> [n, k]`, lowest pruned, over each row where `by_row`; `norms` are
+    those of the layer's inputs over the calibration tokens, with the blocks before pruned already.
     """
 
     batches: list = field(default_factory=list)
@@ -40,7 +40,9 @@ class PrunedFit(Fit):
             norms = _norms(block, states, number)
             for name, linear in _linears(block).items():
                 self._kept[number, name] = linear.weight.detach().to("cpu", copy=True)
-                _prune(linear.weight, self.score(linear.weight.float(), norms.get(name)), sparsity, self.by_row)
+                _prune(
+                    linear.weight, self.score(linear.weight.float(), norms.get(name)), sparsity, self.by_row
+                )
             for state in states:
                 state.advance(block, number)
         return model
@@ -60,7 +62,9 @@ class PrunedFit(Fit):
         return sparsity
 
     def bytes_per_token(self, shape: Accounting, sparsity: float, bytes_per_weight: float = 2) -> float:
-        """Of the weights that are left; what says where they are comes on top, in any format for unstructured zeros."""
+        """Of the weights that are left; what says where they are comes on top, in any format for
+        unstructured zeros.
+        """
         return (shape.block_weights * (1 - sparsity) + shape.head_weights) * bytes_per_weight
 
     def describe(self) -> dict:
@@ -69,7 +73,9 @@ class PrunedFit(Fit):
 
 @dataclass
 class _State:
-    """One batch on its way through the blocks: hidden states [B, T, d], valid tokens, and each block's arguments."""
+    """One batch on its way through the blocks: hidden states [B, T, d], valid tokens, and each block's
+    arguments.
+    """
 
     hidden: Tensor
     valid: Tensor
@@ -90,7 +96,9 @@ class _State:
 def blocks(model: nn.Module) -> nn.ModuleList:
     layers = getattr(model.get_decoder(), "layers", None) if hasattr(model, "get_decoder") else None
     if not isinstance(layers, nn.ModuleList):
-        raise CatsError(f"Pruning does not apply to {type(model).__name__}: its decoder has no list of layers.")
+        raise CatsError(
+            f"Pruning does not apply to {type(model).__name__}: its decoder has no list of layers."
+        )
     return layers
 
 
@@ -113,7 +121,10 @@ def _inputs(model: nn.Module, blocks: nn.ModuleList, batches) -> list[_State]:
             ids = batch["input_ids"].to(model.device)
             valid = batch["attention_mask"].to(model.device)
             model.get_decoder()(input_ids=ids, attention_mask=valid, use_cache=False)
-            options = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
+            options = [
+                (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+                for args, kwargs in calls
+            ]
             first = calls[0][0][0] if calls[0][0] else calls[0][1]["hidden_states"]
             states.append(_State(first, valid.bool(), options))
     finally:

@@ -1,4 +1,5 @@
-"""ReLUfication, the paper's baseline: the activation exchanged for ReLU, whose zeros come without a threshold."""
+"""ReLUfication, the paper's baseline: the activation exchanged for ReLU, whose zeros come without a
+threshold."""
 
 from dataclasses import dataclass
 

@@ -24,8 +24,8 @@ def uniform(sparsity: float) -> float:
 class Fit:
     """A rule calibrated on one model: thresholds, which apply at any gate sparsity.
 
-    `allocation`: from a gate sparsity in [0, 1) to one number, or to one per layer of which that is the mean over
-    all gate activations.
+    `allocation`: from a gate sparsity in [0, 1) to one number, or to one per layer of which that is the
+    mean over all gate activations.
     """
 
     rule: str
@@ -54,7 +54,9 @@ class Fit:
         """Target share of the blocks' linear weights that a decoded token does without; None as above."""
         return shape.model_sparsity(sparsity)
 
-    def bytes_per_token(self, shape: Accounting, sparsity: float, bytes_per_weight: float = 2) -> float | None:
+    def bytes_per_token(
+        self, shape: Accounting, sparsity: float, bytes_per_weight: float = 2
+    ) -> float | None:
         """Weight bytes read for one decoded token at batch 1 and the target sparsity; None as above."""
         return shape.bytes_per_token(sparsity, bytes_per_weight)
 
@@ -85,11 +87,14 @@ class Rule(ABC):
         find_gated_mlps(model)
 
     @abstractmethod
-    def calibrate(self, model: nn.Module, batches, *, source: dict | None = None, progress: bool = True) -> Fit:
-        """Measure what the rule needs on `batches`, as of `cats.corpora.batches`, which it may read more than once.
+    def calibrate(
+        self, model: nn.Module, batches, *, source: dict | None = None, progress: bool = True
+    ) -> Fit:
+        """Measure what the rule needs on `batches`, as of `cats.corpora.batches`, which it may read more
+        than once.
 
-        `source` as in `cats.calibration.calibrate`. Leaves the model as it was. Raises CatsError where the rule
-        does not apply to the model.
+        `source` as in `cats.calibration.calibrate`. Leaves the model as it was. Raises CatsError where the
+        rule does not apply to the model.
         """
 
 
@@ -103,7 +108,8 @@ class WeightedRule(Rule):
         sizes = {mlp.intermediate_size for mlp in find_gated_mlps(model)}
         if len(sizes) > 1:
             raise CatsError(
-                f"{self.name} does not apply to {type(model).__name__}: its layers differ in intermediate size, use cats."
+                f"{self.name} does not apply to {type(model).__name__}, whose layers differ in "
+                "intermediate size: use cats."
             )
 
     @abstractmethod

@@ -7,7 +7,9 @@ from cats.criteria.rule import Fit, Rule
 class Wanda(Rule):
     name = "wanda"
     title = "Wanda (static weights)"
-    what = "the weights of lowest |W| times the norm of their input are zero, in each row of every linear layer"
+    what = (
+        "the weights of lowest |W| times the norm of their input are zero, in each row of every linear layer"
+    )
 
     def check(self, model) -> None:
         blocks(model)

@@ -1,0 +1,118 @@
+"""The command `cats evaluate`: one model from the command line, or a plan."""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from cats import memory, models, plans, results
+from cats.crew import Crew, join
+from cats.errors import CatsError
+from cats.masking import Policy
+from cats.plans import Run
+from cats.suite import Calibration, Suite, configurations
+
+
+def main(given: Namespace) -> None:
+    """Check everything first, then evaluate; `given` as `cats_cli` parses it."""
+    if given.dry_run:
+        for line in plans.check(_runs(given), given.data_dir):
+            print(line)
+        return
+    crew = join(given.device)
+    output = Path(given.output)
+    if given.plan:
+        plans.check(_runs(given), given.data_dir)
+        folder = Path(given.records) if given.records else output
+        done = plans.execute(
+            _runs(given), output, crew=crew, data_dir=given.data_dir, minutes=given.minutes, records=folder
+        )
+        if crew.leads:
+            print("Everything is recorded." if done else "Time is up: the same command goes on.")
+        return
+    _one(_runs(given)[0], given, crew, output)
+
+
+def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
+    plans.check([run], given.data_dir)
+    memory.check(run.model, models.config(run.model), run.dtype, crew.device)
+    loaded = models.load(run.model, dtype=run.dtype, device=crew.device, seed=run.seed)
+    if loaded.tokenizer is None:
+        raise CatsError(
+            f"{run.model} has random weights and no tokenizer, so it reads no text: name another model."
+        )
+    started = time.time()
+    suite = Suite(
+        loaded,
+        output,
+        crew=crew,
+        data_dir=given.data_dir,
+        documents=run.documents,
+        seed=run.seed,
+        calibration=run.calibration,
+        chat=run.chat,
+        batch_tokens=run.batch_tokens,
+    )
+    found = suite.run(run.tasks, run.configurations, minutes=given.minutes)
+    if crew.leads:
+        show(results.table(results.load(found)))
+        left = len(run.tasks) * len(run.configurations) - len(found)
+        print(
+            f"{len(found)} results in {output}, {time.time() - started:.0f} s"
+            + (f"; {left} left" if left else "")
+        )
+
+
+def show(rows) -> None:
+    """Print the columns that matter on a terminal."""
+    header = ("task", "method", "target", "realised", "score", "± se", "difference to dense [95 %]")
+    lines = [header]
+    for row in rows.to_dict("records"):
+        score, error, delta = _score(row)
+        low, high = row.get("delta_low"), row.get("delta_high")
+        known = delta is not None and delta == delta
+        lines.append(
+            (
+                row.get("corpus") if row["experiment"] == "perplexity" else row["task"],
+                row["method"],
+                _number(row["gate_sparsity"], ".2f"),
+                _number(row["realised_sparsity"], ".3f"),
+                _number(score, ".4f"),
+                _number(error, ".4f"),
+                f"{delta:+.4f} [{low:+.4f}, {high:+.4f}]" if known else "-",
+            )
+        )
+    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _score(row: dict) -> tuple:
+    if row["experiment"] == "perplexity":
+        return row["nll_nats"], None, row.get("delta_nll")
+    if row["experiment"] == "generation":
+        return row["exact_match"], row["exact_match_se"], row.get("delta")
+    return row["acc"], row["acc_se"], row.get("delta_acc")
+
+
+def _number(value, form: str) -> str:
+    return "-" if value is None or value != value else format(value, form)
+
+
+def _runs(given: Namespace) -> list[Run]:
+    if given.plan:
+        return plans.read(Path(given.plan), device=None if given.device == "cpu" else given.device)
+    policy = Policy(given.prefill, given.first_token, given.last_share)
+    run = Run(
+        model=given.model,
+        record=given.model.replace("/", "-").lower(),
+        tasks=plans.task_names(given.tasks),
+        configurations=configurations(given.rule, given.sparsity, policy),
+        dtype=given.dtype,
+        device=given.device,
+        calibration=Calibration(given.corpus, tokens=given.tokens, seed=given.seed),
+        documents=given.documents,
+        seed=given.seed,
+        chat=given.chat,
+        batch_tokens=given.batch_tokens,
+    )
+    return [run]

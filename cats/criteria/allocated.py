@@ -1,0 +1,133 @@
+"""CATS with a sparsity for each layer, the total the same, by the error that masking each layer alone
+makes."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cats.calibration import calibrate
+from cats.criteria.fisher import settled
+from cats.criteria.rule import Fit, Rule
+from cats.sparsify import restore, sparsify
+from cats.structure import cats_mlps
+from cats.thresholds import Thresholds
+
+LEVELS = (0.4, 0.6, 0.8)  # gate sparsities at which a layer is measured
+TOKENS = 4096  # of text on which it is measured: layers x levels readings of so many
+
+
+class Allocated(Rule):
+    name = "allocated"
+    title = "CATS, allocated by layer"
+    what = (
+        "CATS with a sparsity for each layer, so that the last bytes saved cost the same everywhere, "
+        "in KL divergence of one layer masked alone"
+    )
+
+    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+        return allocate(
+            self.name, model, calibrate(model, batches, source=source, progress=progress), batches, progress
+        )
+
+
+def allocate(name: str, model: nn.Module, thresholds: Thresholds, batches, progress: bool) -> Fit:
+    """A Fit of `thresholds` that allocates by measured divergence."""
+    scales, exponents = _curves(divergences(model, thresholds, batches, progress=progress))
+    return Fit(name, thresholds, partial(equal_margins, scales, exponents))
+
+
+@torch.no_grad()
+def divergences(model: nn.Module, thresholds: Thresholds, batches, *, progress: bool = True) -> Tensor:
+    """Mean KL divergence in nats between the dense model's next-token distribution and that with one layer
+    masked.
+
+    [L, levels], over the first TOKENS tokens of `batches`. Leaves the model dense.
+    """
+    sample = _sample(batches)
+    dense = [_log_probabilities(model, batch) for batch in sample]
+    sparsify(model, thresholds, 0.0)
+    try:
+        modules = cats_mlps(model)
+        found = torch.zeros(len(modules), len(LEVELS), dtype=torch.float64)
+        bar = tqdm(
+            total=found.numel(), desc="measuring layers", unit="run", disable=None if progress else True
+        )
+        for column, level in enumerate(LEVELS):
+            values = thresholds.at(level)
+            for layer, module in enumerate(modules):
+                before = module.threshold
+                module.threshold = values[layer].to(before.device)
+                found[layer, column] = _divergence(model, sample, dense)
+                module.threshold = before
+                bar.update()
+        bar.close()
+    finally:
+        restore(model)
+    return found
+
+
+def equal_margins(scales: Tensor, exponents: Tensor, sparsity: float) -> list[float]:
+    """Sparsities s_l of mean `sparsity` that minimise the sum of scale_l (s_l / (1 - s_l)) ** exponent_l.
+
+    At the minimum every layer has the same derivative, found by bisection; exponents of 1 and above keep
+    the sum convex. Sparsities stay within 0.25 of the mean: further off the curves are not measured.
+    """
+    if sparsity == 0:
+        return [0.0] * len(scales)
+    grid = torch.linspace(1e-4, 0.995, 4000, dtype=torch.float64)
+    odds = grid / (1 - grid)
+    margins = scales[:, None] * exponents[:, None] * odds ** (exponents[:, None] - 1) / (1 - grid) ** 2
+    low, high = margins.min().log(), margins.max().log()
+    for _ in range(80):
+        middle = (low + high) / 2
+        shares = _at_margin(margins, middle.exp(), grid, sparsity)
+        low, high = (middle, high) if shares.mean() < sparsity else (low, middle)
+    return settled(_at_margin(margins, high.exp(), grid, sparsity), sparsity)
+
+
+def _at_margin(margins: Tensor, margin: Tensor, grid: Tensor, sparsity: float) -> Tensor:
+    places = (margins < margin).sum(1).clamp(0, len(grid) - 1)
+    return grid[places].clamp(max(sparsity - 0.25, 0.0), min(sparsity + 0.25, 0.98))
+
+
+def _curves(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Per layer the line log error = log scale + exponent log(s / (1 - s)), by least squares over LEVELS."""
+    levels = torch.tensor(LEVELS, dtype=torch.float64)
+    x = torch.logit(levels)
+    y = found.clamp_min(1e-9).log()
+    slope = ((x - x.mean()) * (y - y.mean(1, keepdim=True))).sum(1) / ((x - x.mean()) ** 2).sum()
+    slope = slope.clamp_min(1.0)
+    return (y.mean(1) - slope * x.mean()).exp(), slope
+
+
+def _sample(batches) -> list[dict[str, Tensor]]:
+    """Single rows of the batches, until TOKENS tokens are in them."""
+    rows, tokens = [], 0
+    for batch in batches:
+        for row in range(len(batch["input_ids"])):
+            if tokens >= TOKENS:
+                return rows
+            rows.append({key: value[row : row + 1] for key, value in batch.items()})
+            tokens += int(batch["attention_mask"][row].sum())
+    return rows
+
+
+def _log_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    logits = model(**inputs, use_cache=False).logits[inputs["attention_mask"].bool()]
+    return F.log_softmax(logits.float(), dim=-1).to(model.dtype)
+
+
+def _divergence(model: nn.Module, sample: list, dense: list[Tensor]) -> float:
+    total, tokens = torch.zeros((), dtype=torch.float64, device=model.device), 0
+    for batch, reference in zip(sample, dense, strict=True):
+        other = _log_probabilities(model, batch).float()
+        total += (reference.float().exp() * (reference.float() - other)).sum().double()
+        tokens += len(other)
+    return float(total / tokens)
+
+
+RULE = Allocated()

@@ -1,0 +1,66 @@
+"""CATS whose thresholds follow the text: after each call they move so that the target sparsity is held."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cats.activation import CatsMLP
+from cats.calibration import calibrate
+from cats.criteria.rule import Fit, Rule
+from cats.thresholds import Thresholds
+
+HORIZON = (
+    256  # tokens over which an error of the sparsity is corrected: one call of so many corrects 63 % of it
+)
+_STEP = 0.02  # of sparsity, around the target: how log t changes with s there
+_LIMIT = 0.5  # of log t in one call
+
+
+class Steering:
+    """Moves log t of each layer by (target - realised) times its slope d log t / d s, weighted by the
+    call's tokens.
+
+    Called by `cats.masking.Masking` with the zeros of each token after a call; nothing is read back to the
+    host.
+    """
+
+    def __init__(self, thresholds: Thresholds, sparsity: float):
+        self.sparsity = sparsity
+        below, above = (thresholds.at(min(max(sparsity + step, 0.0), 0.999)) for step in (-_STEP, _STEP))
+        ratio = (above.double() / below.double().clamp_min(1e-12)).reshape(thresholds.layers, -1).mean(1)
+        self.slopes = (ratio.clamp_min(1).log() / (2 * _STEP)).tolist()
+
+    @torch.no_grad()
+    def __call__(self, layer: int, module: CatsMLP, zeroed: Tensor, valid: Tensor | None) -> None:
+        """zeroed [N]: zeros of each token; valid [B, T] with N tokens, False for padding."""
+        kept = torch.ones_like(zeroed) if valid is None else valid.reshape(-1).to(zeroed.device)
+        tokens = kept.sum()
+        share = (zeroed * kept).sum() / (tokens.clamp_min(1) * module.intermediate_size)
+        weight = 1 - torch.exp(-tokens / HORIZON)
+        step = (self.slopes[layer] * weight * (self.sparsity - share)).clamp(-_LIMIT, _LIMIT)
+        module.threshold.mul_(torch.exp(step))
+
+
+@dataclass
+class OnlineFit(Fit):
+    """As a Fit; inside a Masking with `steer`, thresholds depend on the calls before, so on their order and
+    size.
+    """
+
+    def steer(self, sparsity: float) -> Steering:
+        return Steering(self.thresholds, sparsity)
+
+
+class Online(Rule):
+    name = "online"
+    title = "CATS, corrected online"
+    what = (
+        "CATS, its thresholds steered while the model runs so that the realised sparsity stays at the target"
+    )
+
+    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+        return OnlineFit(self.name, calibrate(model, batches, source=source, progress=progress))
+
+
+RULE = Online()

@@ -1,0 +1,83 @@
+"""Run a model over calibration batches while something watches its MLPs, or what they contribute to the
+loss."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cats.activation import CatsMLP
+from cats.calibration import watched
+from cats.observation import Observation
+from cats.structure import cats_mlps
+
+
+def stream(
+    model: nn.Module,
+    batches,
+    see: Callable[[int, CatsMLP, Tensor, Tensor], None],
+    *,
+    progress: bool = True,
+) -> int:
+    """Call `see(layer, module, z, up)` as `cats.observation.Observation` does; returns the valid tokens."""
+    decoder = model.get_decoder()
+    tokens = 0
+    with watched(model), Observation(decoder, see), torch.no_grad():
+        for batch in _shown(batches, "observing", progress):
+            ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+            tokens += int(batch["attention_mask"].sum())
+    return tokens
+
+
+def stream_gradients(
+    model: nn.Module, batches, see: Callable[[int, Tensor, Tensor], None], *, progress: bool = True
+) -> int:
+    """Call `see(layer, up, gradient)` with x W_up and the gradient of the summed loss to z (x W_up), [N,
+    m].
+
+    The loss is the negative log-likelihood of the text itself; padding has gradient zero. Returns valid
+    tokens.
+    """
+    tokens = 0
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with watched(model):
+        modules = cats_mlps(model)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            for layer, module in enumerate(modules):
+                module.combine = _watching(layer, module, see)
+            for batch in _shown(batches, "observing gradients", progress):
+                ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+                with torch.enable_grad():
+                    inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+                    logits = model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+                    targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+                    F.cross_entropy(
+                        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum"
+                    ).backward()
+                tokens += int(batch["attention_mask"].sum())
+        finally:
+            for module in modules:
+                module.combine = None
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+    return tokens
+
+
+def _watching(layer: int, module: CatsMLP, see) -> Callable[[Tensor, Tensor], Tensor]:
+    def combine(gate: Tensor, up: Tensor) -> Tensor:
+        act = module.layout.act
+        product = (getattr(module, act)(gate) if isinstance(act, str) else act(gate)) * up
+        kept = up.detach().flatten(0, -2)
+        product.register_hook(lambda gradient: see(layer, kept, gradient.flatten(0, -2)))
+        return product
+
+    return combine
+
+
+def _shown(batches, what: str, progress: bool):
+    return tqdm(batches, desc=what, unit="batch", disable=None if progress else True)

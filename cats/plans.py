@@ -1,0 +1,182 @@
+"""A plan: models, tasks and configurations in one YAML file, run within time slices and recorded."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from cats import criteria, memory, models, results, tasks, texts
+from cats.accounting import account
+from cats.crew import Crew
+from cats.errors import CatsError
+from cats.masking import Policy
+from cats.suite import Calibration, Configuration, Suite
+
+_KEYS = {
+    *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
+    *("documents", "seed", "chat", "batch_tokens", "device"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model with its tasks and configurations; `record` is the slug of the records that it writes."""
+
+    model: str
+    record: str
+    tasks: list[str]
+    configurations: list[Configuration]
+    dtype: str = "bfloat16"
+    device: str = "cuda"
+    calibration: Calibration = field(default_factory=Calibration)
+    documents: int | None = None
+    seed: int = 0
+    chat: bool = False
+    batch_tokens: int | None = None
+
+    def __str__(self) -> str:
+        listed = ", ".join(map(str, self.configurations))
+        return f"{self.record}: {self.model} in {self.dtype}, {len(self.tasks)} tasks x {{{listed}}}"
+
+
+def read(path: Path, *, device: str | None = None) -> list[Run]:
+    """The runs of a plan file; `device` over what it says. Raises CatsError for anything unknown in it."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise CatsError(
+            f"The plan {path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from error
+    except yaml.YAMLError as error:
+        raise CatsError(f"The plan {path} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+        raise CatsError(f"The plan {path} needs a list `runs`, each with model, record, tasks and rules.")
+    return [_run({**content.get("defaults", {}), **run}, path.name, device) for run in content["runs"]]
+
+
+def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
+    """What a dry run finds, one line a run: estimated memory, tasks and configurations. Loads no weights.
+
+    Raises CatsError for unknown models, tasks, rules and corpora, and for missing data.
+    """
+    lines = []
+    for run in runs:
+        tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
+        config = models.config(run.model)
+        account(config)
+        needed = memory.estimate(config, run.dtype, tokens=run.batch_tokens or 8192)
+        lines.append(f"{run}; about {needed}")
+    return lines
+
+
+def execute(
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    crew: Crew,
+    data_dir: str | None = None,
+    minutes: float | None = None,
+    records: Path | None = None,
+) -> bool:
+    """Run what is left of a plan, for `minutes` at most, and record each finished run in the folder
+    `records`.
+
+    Results go to one folder for each run below `output`, and are not measured twice. Returns whether all is
+    done.
+    """
+    started = time.monotonic()
+    complete = True
+    for run in runs:
+        left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+        if left is not None and crew.gather(left <= 0)[0]:
+            return False
+        folder = output / run.record
+        stamp = folder / "recorded"
+        if crew.gather(stamp.exists())[0]:
+            continue
+        begun = time.time()
+        memory.check(
+            run.model, models.config(run.model), run.dtype, crew.device if crew.size > 1 else run.device
+        )
+        device = crew.device if crew.size > 1 else run.device
+        loaded = models.load(run.model, dtype=run.dtype, device=device)
+        suite = Suite(
+            loaded,
+            folder,
+            crew=crew,
+            data_dir=data_dir,
+            documents=run.documents,
+            seed=run.seed,
+            calibration=run.calibration,
+            chat=run.chat,
+            batch_tokens=run.batch_tokens,
+        )
+        found = suite.run(run.tasks, run.configurations, minutes=left)
+        finished = len(found) == len(run.tasks) * len(run.configurations)
+        complete = complete and finished
+        if finished and crew.leads:
+            for path in results.record(
+                results.load(found), run.record, parameters=describe(run), started=begun, folder=records
+            ):
+                print(f"Wrote {path}")
+            stamp.touch()
+        del suite, loaded
+    return complete
+
+
+def task_names(listed: Sequence[str]) -> list[str]:
+    """Tasks by name, "paper" as its eight, and texts ("text:<corpus>") behind them; CatsError for unknown
+    tasks.
+    """
+    stock = tasks.names([name for name in listed if not texts.is_text(name)])
+    return [*stock, *(name for name in listed if texts.is_text(name))]
+
+
+def describe(run: Run) -> dict:
+    """The parameters of a run's records."""
+    policies = {str(c.policy): c.policy.describe() for c in run.configurations}
+    return {
+        "tasks": run.tasks,
+        "configurations": [str(c) for c in run.configurations],
+        "policies": list(policies.values()),
+        "calibration": vars(run.calibration),
+        "documents": run.documents,
+        "seed": run.seed,
+        "chat": run.chat,
+        "dtype": run.dtype,
+    }
+
+
+def _run(given: dict, where: str, device: str | None) -> Run:
+    unknown = sorted(set(given) - _KEYS)
+    if unknown:
+        raise CatsError(f"Unknown key {unknown[0]!r} in {where}: use {', '.join(sorted(_KEYS))}.")
+    missing = [key for key in ("model", "record", "tasks", "rules") if key not in given]
+    if missing:
+        raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record, tasks and rules.")
+    try:
+        policy = Policy(**given.pop("policy", {}))
+        calibration = Calibration(**given.pop("calibration", {}))
+    except TypeError as error:
+        raise CatsError(f"{where}: {str(error).split(') ')[-1]}.") from error
+    names = task_names(given.pop("tasks"))
+    wanted = [c for rule in given.pop("rules") for c in _configurations(rule, policy, where)]
+    if device is not None:
+        given["device"] = device
+    return Run(**given, tasks=names, configurations=wanted, calibration=calibration)
+
+
+def _configurations(rule: str | dict, policy: Policy, where: str) -> list[Configuration]:
+    """A rule as a name, or as {name: [sparsities]}."""
+    if isinstance(rule, str):
+        return [Configuration(rule, None, policy)]
+    if not (isinstance(rule, dict) and len(rule) == 1):
+        raise CatsError(f"A rule in {where} is a name, or a name with a list of sparsities, not {rule!r}.")
+    ((name, levels),) = rule.items()
+    if name != criteria.DENSE:
+        criteria.rule(name)
+    return [
+        Configuration(name, level, policy) for level in (levels if isinstance(levels, list) else [levels])
+    ]
