@@ -47,7 +47,7 @@ def _rows_times_x(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "batch", "capacity", "mask_stride", "arrivals"])
 def gate_up(
     x_ptr, gate_ptr, up_ptr, threshold_ptr, mask_ptr,
     index_ptr, needed_ptr, h_ptr, arrivals_ptr,
@@ -106,7 +106,7 @@ def gate_up(
         tl.store(at, tl.where(keep, z * up, 0.0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "batch", "capacity"])
 def down(
     down_ptr, needed_ptr, h_ptr, list_ptr, partial_ptr, arrivals_ptr, y_ptr,
     m, batch, capacity,

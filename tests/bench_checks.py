@@ -1,0 +1,123 @@
+"""The benchmark programs on toy shapes: they check before they time, and write whole records."""
+
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cats import calibration, models, records
+from cats.errors import CatsError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels" / "bench"))
+import batch
+import decode
+import latency
+import mlp
+import overlap
+import tune
+import workload
+
+CPU = not torch.cuda.is_available()
+
+
+def run(monkeypatch, program, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", "--quick", *map(str, arguments)])
+    program.main()
+
+
+def toy_model() -> LlamaForCausalLM:
+    shape = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(shape).eval().to("cpu" if CPU else "cuda")
+
+
+def test_mlp_writes_a_record(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, mlp, "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager", "dense_fused",
+        "--output", tmp_path)  # fmt: skip
+    rows = records.read("mlp_latency", folder=tmp_path).rows
+    assert {"dense_best", "dense_fused", "cats", "cats_mask_dense", "cats_gather", "cats_separate"} <= set(
+        rows.variant
+    )
+    best = rows[rows.variant == "dense_best"].iloc[0]
+    dense = rows[rows.variant.str.startswith("dense") & (rows.variant != "dense_best")]
+    assert best.latency_us == dense.latency_us.min() and best.speedup_over_best_dense == 1
+    cats = rows[rows.variant == "cats"]
+    assert (cats.realised_sparsity - 0.5).abs().max() <= 24 / 64
+    assert torch.tensor(cats.speedup_over_best_dense.tolist()).allclose(
+        torch.tensor((best.latency_us / cats.latency_us).tolist())
+    )
+    assert "16x64" in capsys.readouterr().out
+
+
+def test_rows_together_and_configurations(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, batch, "--shape", "16x64", "--rows", 3, "--sparsity", 0.5, "--dense", "dense_eager",
+        "--output", tmp_path)  # fmt: skip
+    rows = records.read("mlp_latency", folder=tmp_path).rows
+    cats = rows[rows.variant == "cats"].set_index("correlation").union_density
+    assert (rows.batch == 3).all()
+    assert cats[0.9].mean() < cats[0.0].mean(), "rows alike need fewer neurons together"
+    run(monkeypatch, tune, "--shape", "16x64", "--rows", 2, "--sparsity", 0.5)
+    assert "gate_up" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_not_reported(monkeypatch, tmp_path):
+    wrong = {"cats": (lambda x, *rest: torch.zeros_like(x), ("eager",), None)}
+    monkeypatch.setattr(latency, "sparse_variants", lambda rows: wrong)
+    with pytest.raises(CatsError, match="cats is wrong by"):
+        run(monkeypatch, mlp, "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager",
+            "--output", tmp_path)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_is_wrong():
+    assert workload.relative_error(torch.tensor([math.nan]), torch.ones(1)) == math.inf
+
+
+@pytest.mark.parametrize("sparsity", (0.0, 0.3, 0.9))
+def test_thresholds_are_exact_quantiles(sparsity):
+    layers = workload.random_layers(4096, 16, 2, rows=1, dtype=torch.float32, device="cpu")
+    workload.set_sparsity(layers, sparsity)
+    for layer in layers:
+        assert abs(layer.sparsity - sparsity) <= workload.CLEAR_GAP / 4096
+        assert layer.bytes_read() == pytest.approx(4096 * 16 * 4 * (1 + 2 * (1 - layer.sparsity)), rel=1e-6)
+
+
+@pytest.mark.parametrize("text", ("4096", "axb", "0x5", "1x2x3"))
+def test_a_wrong_shape_is_said(text):
+    with pytest.raises(CatsError, match="is no shape"):
+        workload.shape(text)
+
+
+def test_decoding_writes_a_record(monkeypatch, tmp_path):
+    net = toy_model()
+    info = {"id": "toy", "weights": "random", "parameters": 0}
+    monkeypatch.setattr(models, "load", lambda *_, **__: models.LoadedModel(net, None, info))
+    run(monkeypatch, decode, "--models", "llama-2-7b", "--dtype", "float32", "--prompt", 8, "--new", 4,
+        "--sparsity", 0.5, "--dense", "generate_eager", "loop", "--sparse", "generate_greedy", "loop",
+        "--output", tmp_path)  # fmt: skip
+    rows = records.read("decode", folder=tmp_path).rows
+    assert list(rows.variant) == ["dense_generate_eager", "dense_loop", "cats_generate_greedy", "cats_loop"]
+    dense, cats = rows[:2], rows[2:]
+    assert dense.speedup_over_best_dense.max() == 1
+    assert (cats.realised_sparsity - 0.5).abs().max() < 0.2
+    assert (cats.bound_speedup > 1).all()
+
+
+def test_union_densities(monkeypatch):
+    net = toy_model()
+    batches = [{"input_ids": torch.randint(0, 64, (1, 16), device=net.device)} for _ in range(8)]
+    ones = [{**each, "attention_mask": torch.ones_like(each["input_ids"])} for each in batches]
+    thresholds = calibration.calibrate(net, ones, progress=False)
+    source = SimpleNamespace(net=net, thresholds=thresholds, model={"id": "toy"})
+    rows = overlap.unions(source, 0.5, batches, SimpleNamespace(rows=[1, 4]))
+    density = {(row["kind"], row["rows"]): row["union_density"] for row in rows}
+    for kind in ("consecutive", "different"):
+        assert 0.3 < density[kind, 1] < density[kind, 4] <= 1
+    assert rows[0]["independent_density"] == pytest.approx(1 - rows[0]["realised_sparsity"])
