@@ -155,7 +155,8 @@ def test_every_import_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS} | {"cats-companion"}
     for folder in ("cats", "kernels"):
         for file, names in roots(folder).items():
-            for name in names - sys.stdlib_module_names - {"cats", "cats_kernels"}:
+            beside = {sibling.stem for sibling in file.parent.glob("*.py")}
+            for name in names - sys.stdlib_module_names - beside - {"cats", "cats_kernels"}:
                 owners = {canonicalize_name(owner) for owner in distributions.get(name, [])}
                 assert owners & declared, f"{file.name} imports {name}: declare it in pyproject.toml"
 
