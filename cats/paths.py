@@ -14,7 +14,7 @@ THRESHOLDS = DATA / "thresholds"
 _IN_CLONE = (ROOT / "pyproject.toml").is_file()
 KERNELS = ROOT / "kernels" / "cats_kernels" if _IN_CLONE else ROOT / "cats_kernels"
 
-CACHE = Path(os.environ.get("CATS_CACHE") or Path.home() / ".cache" / "cats-companion").expanduser()
+CACHE = Path(os.environ.get("CATS_CACHE") or "~/.cache/cats-companion").expanduser().absolute()
 
 
 def in_clone(path: Path) -> Path:

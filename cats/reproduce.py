@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import shutil
 import sys
 import threading
@@ -157,6 +158,7 @@ def _run(name: str, notebook, parameters: dict, destination: Path, *, keep: bool
 
 def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path):
     """papermill on one chapter, its current state after each cell in `partial`; failures as one sentence."""
+    os.environ["CATS_CACHE"] = str(paths.CACHE)  # the kernel works in another folder
     try:
         return papermill.execute_notebook(
             notebook,
