@@ -1,4 +1,4 @@
-"""The decode kernel for a CPU: equal to the reference, bit-equal over threads, harmless where it cannot run."""
+"""The decode kernel for a CPU: equal to the reference, also over threads, harmless where it cannot run."""
 
 import math
 import os
