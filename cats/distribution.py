@@ -1,8 +1,9 @@
 """Distributions of gate activations by layer and group of tokens, for the chapters on them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -166,10 +167,10 @@ class Draws:
             raise CatsError(
                 f"{repeats} draws of {', '.join(map(str, sizes))} rows need {needed} rows, not {rows}."
             )
-        draws = [(size, draw) for size in sizes for draw in range(repeats)]
-        self.groups = (*(self.name(size, draw + 1) for size, draw in draws), "others")
-        dealt = torch.tensor([number for number, (size, _) in enumerate(draws) for _ in range(size)])
-        dealt = torch.cat([dealt, torch.full((rows - needed,), len(draws))])
+        self._draws = [(size, draw) for size in sizes for draw in range(1, repeats + 1)]
+        self.groups = (*(self.name(size, draw) for size, draw in self._draws), "others")
+        dealt = torch.tensor([number for number, (size, _) in enumerate(self._draws) for _ in range(size)])
+        dealt = torch.cat([dealt, torch.full((rows - needed,), len(self._draws))])
         self._of_row = dealt[torch.randperm(rows, generator=torch.Generator().manual_seed(seed))]
         self._seen = 0
 
@@ -182,3 +183,31 @@ class Draws:
         self._seen += len(mask)
         of_row = torch.cat([of_row, torch.full((len(mask) - len(of_row),), -1)])
         return torch.where(mask.bool(), of_row[:, None], -1)
+
+    def errors(self, drawn: Distribution, other: Distribution, sparsities: Sequence[float]) -> pd.DataFrame:
+        """Share of |z| of `other` below each draw's thresholds, minus the target, by sparsity and layer.
+
+        Columns sparsity, rows, draw, layer, error (a fraction). All rows together count as one more draw.
+        """
+        cases = [(size, draw, (self.name(size, draw),)) for size, draw in self._draws]
+        cases.append((len(self._of_row), 1, ()))
+        return pd.DataFrame(
+            [
+                {"sparsity": s, "rows": size, "draw": draw, "layer": layer, "error": float(share) - s}
+                for s in sparsities
+                for size, draw, groups in cases
+                for layer, share in enumerate(other.share_below(drawn.thresholds(s, *groups)))
+            ]
+        )
+
+
+def exchange(texts: Mapping[str, Distribution], sparsity: float) -> pd.DataFrame:
+    """Thresholds of each text applied to each: "mean (lowest to highest layer)" of the share below them."""
+    rows = []
+    for source, calibrated in texts.items():
+        row = {"thresholds from": source}
+        for target, measured in texts.items():
+            share = measured.share_below(calibrated.thresholds(sparsity))
+            row[f"on {target}"] = f"{share.mean():.1%} ({share.min():.1%} to {share.max():.1%})"
+        rows.append(row)
+    return pd.DataFrame(rows)

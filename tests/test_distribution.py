@@ -3,7 +3,7 @@ import torch
 import toys
 
 from cats import reference_code
-from cats.distribution import Draws, first_token, measure, padding
+from cats.distribution import Draws, exchange, first_token, measure, padding
 from cats.errors import CatsError
 from cats.structure import find_gated_mlps
 
@@ -155,3 +155,27 @@ def test_reference_counts_survive_what_is_not_finite():
     signed = torch.zeros(reference_code.BINS, dtype=torch.int64)
     reference_code.count(signed, torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 3.0, -3.0]))
     assert signed[-1] == 3 and signed[0] == 2 and signed[reference_code.BINS // 2] == 1
+
+
+def test_errors_of_draws_are_shares_minus_targets(measured):
+    _, _, model, batches = measured
+    draws = Draws(12, [2], 2, seed=0)
+    drawn = measure(model, batches, groups=draws.groups, label=draws)
+    errors = draws.errors(drawn, drawn, [0.5, 0.9])
+    assert set(zip(errors.rows, errors.draw, strict=True)) == {(2, 1), (2, 2), (12, 1)}
+    assert len(errors) == 2 * 3 * 3
+    whole = errors[errors.rows == 12].error
+    assert float(whole.abs().max()) < 2e-3, "on the rows that it was made from, a quantile is exact"
+    row = errors[(errors.sparsity == 0.9) & (errors.draw == 2) & (errors.layer == 1)].iloc[0]
+    thresholds = drawn.thresholds(0.9, Draws.name(2, 2))
+    assert row.error == pytest.approx(float(drawn.share_below(thresholds)[1]) - 0.9)
+
+
+def test_exchange_meets_the_target_on_its_diagonal(measured):
+    distribution, _, model, batches = measured
+    other = measure(model, batches[:1])
+    table = exchange({"a": distribution, "b": other}, 0.5)
+    assert list(table.columns) == ["thresholds from", "on a", "on b"]
+    assert table["on a"][0].startswith("50.0% (") and table["on b"][1].startswith(
+        ("50.0% (", "49.9% (", "50.1% (")
+    )

@@ -32,7 +32,7 @@ def against_sparsity(rows: pd.DataFrame) -> Figure:
     axes.errorbar(s, nll, yerr=[nll - low, high - nll], color=plots.BLUE, marker="o", capsize=4)
     for x, y in zip(s, nll, strict=True):
         axes.annotate(
-            f"{y:.2f}", (x, y), xytext=(-6, 7), textcoords="offset points", ha="right", color=plots.BLUE
+            f"{y:.2f}", (x, y), xytext=(0, 9), textcoords="offset points", ha="center", color=plots.BLUE
         )
     axes.margins(x=0.1, y=0.16)
     axes.set(xlabel="gate sparsity", ylabel="loss, nats a token")
@@ -67,6 +67,8 @@ def by_document(deltas: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(intervals)), [f"{s:.0%}" for s in intervals.gate_sparsity])
     axes.set_xlim(-0.6, len(intervals) - 0.4)
     axes.yaxis.set_major_formatter("{x:g}")
+    lowest = min(0.0, deltas.delta_nll.min(), intervals.delta_low.min())
+    axes.set_ylim(bottom=1.5 * lowest - 0.01)
     axes.set(xlabel="gate sparsity", ylabel="loss − dense, nats a token")
     axes.set_title("● one document", loc="left", color=plots.BLUE)
     axes.set_title("■ mean, 95 % interval", loc="right", color=plots.VERMILION)
