@@ -86,7 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default=models.DEFAULT)
     parser.add_argument("--corpus", default=corpora.DEFAULT)
     parser.add_argument("--tokens", type=int, default=32768, help="of calibration")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a stretch of held-out text")
+    parser.add_argument("--length", type=int, default=192, help="tokens of a stretch of held-out text")
     parser.add_argument("--stretches", type=int, default=64)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.9])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])

@@ -52,9 +52,9 @@ BATCH = {
         "down_programs": 2, "down_warps": 4, "cols": 64, "take": 16, "down_stages": 4,
     },
     "interpreter": {
-        "programs": 2, "warps": 4, "gate_rows": 16, "gate_cols": 512, "gate_stages": 1,
-        "up_rows": 16, "up_cols": 512, "up_stages": 1,
-        "down_programs": 2, "down_warps": 4, "cols": 512, "take": 16, "down_stages": 1,
+        "programs": 2, "warps": 4, "gate_rows": 32, "gate_cols": 512, "gate_stages": 1,
+        "up_rows": 32, "up_cols": 512, "up_stages": 1,
+        "down_programs": 2, "down_warps": 4, "cols": 512, "take": 32, "down_stages": 1,
     },
 }  # fmt: skip
 
