@@ -212,7 +212,7 @@ def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
             raise CatsError(
                 f"Sparsity {value!r} is outside [0, 1): it is the share of gate activations to drop."
             )
-    return torch.tensor(given, dtype=torch.float64)
+    return torch.tensor(given, dtype=torch.float64, device="cpu")  # Transformers loads under "meta"
 
 
 def fingerprint(mlps: Sequence[GatedMLP]) -> str:

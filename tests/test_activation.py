@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import constant_thresholds, tokens, toy
 from torch import nn
+from toys import constant_thresholds, tokens, toy
 
 from cats import CatsError, cats_mlps, sparsify
 from cats.activation import ACTIVATIONS, activation_name, cats, unrounded

@@ -147,7 +147,7 @@ def test_weights_that_are_not_in_memory_are_refused():
 
 
 def test_dense_model_has_nothing_to_meter_or_restore(llama):
-    with pytest.raises(CatsError, match="is not sparsified: call cats.sparsify"):
+    with pytest.raises(CatsError, match=r"is not sparsified: call cats.sparsify"):
         SparsityMeter(llama)
     with pytest.raises(CatsError, match="is not sparsified"):
         set_sparsity(llama, constant_thresholds(llama), 0.5)

@@ -182,7 +182,7 @@ def _tanh(self, x):
 def test_lookalikes_are_refused(forward):
     lookalike = type("Lookalike", (MLP,), {"forward": forward})
     with pytest.raises(
-        CatsError, match="Lookalike at mlp has the parts of a gated MLP, but its|the activation"
+        CatsError, match=r"Lookalike at mlp has the parts of a gated MLP, but its|the activation"
     ):
         find_gated_mlps(Holder(lookalike()))
 
@@ -197,5 +197,5 @@ def test_replaced_forward_is_refused():
 def test_quantized_weights_are_refused():
     mlp = MLP()
     mlp.gate.weight = nn.Parameter(torch.zeros(24, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(CatsError, match="gate is quantized to torch.int8"):
+    with pytest.raises(CatsError, match=r"gate is quantized to torch.int8"):
         find_gated_mlps(Holder(mlp))

@@ -61,7 +61,7 @@ def batches(count: int = 3, *, padded: bool = True, seed: int = 1) -> list[dict[
 
 
 def constant_thresholds(model: PreTrainedModel, most: float = 1.0) -> Thresholds:
-    """Thresholds s * most for gate sparsity s in every layer of `model`: no calibration, nothing to wait for."""
+    """Thresholds s * most at gate sparsity s in every layer of `model`, without any calibration."""
     mlps = find_gated_mlps(model)
     return Thresholds(
         model={
