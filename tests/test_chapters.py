@@ -59,7 +59,7 @@ def test_parameters_come_first_are_literals_typed_and_commented(committed):
 def test_parameters_are_checked_before_any_work_and_provenance_comes_last(committed):
     cells = code(committed)
     assert "notebook.begin(globals())" in cells[1].source
-    assert cells[-1].source.startswith("notebook.end(")
+    assert "notebook.end(" in cells[-1].source
 
 
 def test_papermill_sees_every_parameter(committed, tmp_path):
@@ -182,9 +182,9 @@ def test_papermill_alone_stops_at_an_unknown_parameter_before_any_work(tmp_path)
 
 
 def test_parameters_of_another_chapter_are_accepted_and_others_refused():
-    chapters.check_parameters({"In": ["", "# Parameters\nheldout_tokens = 5\n"]})
-    with pytest.raises(CatsError, match="Unknown parameter 'heldout_token'"):
-        chapters.check_parameters({"In": ["", "# Parameters\nheldout_token = 5\n"]})
+    chapters.check_parameters({"In": ["", "# Parameters\nheldout_rows = 5\n"]})
+    with pytest.raises(CatsError, match="Unknown parameter 'heldout_row'"):
+        chapters.check_parameters({"In": ["", "# Parameters\nheldout_row = 5\n"]})
 
 
 @pytest.mark.parametrize("source", ["a = f()", "import os", "a = b", "print(1)"])
