@@ -154,7 +154,8 @@ def bare(notebook: NotebookNode) -> NotebookNode:
 def strip(notebook: NotebookNode) -> NotebookNode:
     """Drop, in place, what differs between two equal runs: timestamps, paths, widget state, stderr."""
     for cell in notebook.cells:
-        cell.metadata = {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA}
+        kept = {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA}
+        cell.metadata = {key: value for key, value in kept.items() if value}  # papermill leaves empty tags
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
     notebook.metadata = {
