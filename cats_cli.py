@@ -148,7 +148,7 @@ def _evaluate(command) -> None:
         "score a model, dense and sparse, on the paper's tasks",
         "cats evaluate --tasks paper --rule cats chess --sparsity 0.5 0.7 --data-dir mirrors --output runs\n"
         "  cats evaluate --plan data/plans/three-models.yml --output runs --minutes 20\n"
-        "  accelerate launch --num_processes 2 -m cats_cli evaluate --device cuda --tasks paper --output runs",
+        "  accelerate launch --num_processes 2 -m cats_cli evaluate --device cuda --tasks paper",
     )
     _model(sub)
     sub.add_argument(

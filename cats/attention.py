@@ -1,7 +1,7 @@
 """Faster attention for one-token steps, installed on dense and sparse models alike: fused QKV and one launch.
 
-With the MLP at the memory roofline, the launches around attention are what is left of a token's time. The model's
-own attention keeps serving prefill, training, other caches and other architectures.
+With the MLP at the memory roofline, the launches around attention are what is left of a token's time. The
+model's own attention keeps serving prefill, training, other caches and other architectures.
 """
 
 import torch
@@ -14,13 +14,19 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from cats_kernels.decode_attention import arrival_counters, decode_attention, supports
 
-PLAIN = (LlamaAttention, MistralAttention, Qwen2Attention)  # rotary, grouped queries, no norm on q or k, no soft cap
+PLAIN = (
+    LlamaAttention,
+    MistralAttention,
+    Qwen2Attention,
+)  # rotary, grouped queries, no norm on q or k, no soft cap
 
 
 class _OneTokenForward:
-    """Mixed in before a Transformers attention class: a one-token step on a static cache takes the fused op."""
+    """Before a Transformers attention class: a one-token step on a static cache takes the fused op."""
 
-    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(
+        self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs
+    ):
         layer = self._layer(past_key_values)
         if layer is None or not self._fits(hidden_states, position_embeddings, attention_mask, layer):
             return super().forward(
@@ -97,13 +103,15 @@ class SharedLayer(StaticLayer):
 
 
 class DecodeCache(Cache):
-    """Static key-value cache for `length` tokens; Transformers' own advances one counter a layer, this one a step."""
+    """Static key-value cache for `length` tokens, with one counter a step; Transformers' own has one a layer."""
 
     def __init__(self, config, length: int, *, device="cpu"):
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         torch._dynamo.mark_static_address(self.position)
         layers = config.get_text_config(decoder=True).num_hidden_layers
-        super().__init__(layers=[SharedLayer(length, self.position, index == layers - 1) for index in range(layers)])
+        super().__init__(
+            layers=[SharedLayer(length, self.position, index == layers - 1) for index in range(layers)]
+        )
 
     def reset(self) -> None:
         """Forget every token; rows behind `position` are never read, so they need no clearing."""
@@ -113,8 +121,8 @@ class DecodeCache(Cache):
 def install(model: nn.Module, *, batch: int = 1) -> int:
     """Give `model` the one-token path for up to `batch` rows; returns how many attention modules took it.
 
-    q, k and v weights become views of one [Hq D + 2 Hkv D, d] tensor: no second copy, same state dict. Modules of
-    other classes, or with wrapped projections (LoRA, quantised), keep their own forward.
+    q, k and v weights become views of one [Hq D + 2 Hkv D, d] tensor: no second copy, same state dict. Modules
+    of other classes, or with wrapped projections (LoRA, quantised), keep their own forward.
     """
     fits = [m for m in model.modules() if type(m) in PLAIN and _plain_projections(m)]
     for module in fits:
@@ -143,7 +151,9 @@ def _plain_projections(module: nn.Module) -> bool:
 def _fuse(module: nn.Module, batch: int) -> None:
     projections = (module.q_proj, module.k_proj, module.v_proj)
     weight = torch.cat([projection.weight for projection in projections])
-    for projection, part in zip(projections, weight.split([p.out_features for p in projections]), strict=True):
+    for projection, part in zip(
+        projections, weight.split([p.out_features for p in projections]), strict=True
+    ):
         projection.weight.data = part
     biases = [projection.bias for projection in projections]
     bias = None if biases[0] is None else torch.cat(biases)

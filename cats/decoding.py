@@ -37,15 +37,17 @@ class Generation:
 class Decoder:
     """A model with a static cache and one captured decoding step, for up to `length` tokens a row.
 
-    On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere it runs
-    as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new Decoder. Raises
-    CatsError where `length` exceeds what the model was made for.
+    On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere it
+    runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new Decoder.
+    Raises CatsError where `length` exceeds what the model was made for.
     """
 
     def __init__(self, model: nn.Module, length: int, *, batch: int = 1, options: dict | None = FASTEST):
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", length)
         if length > limit:
-            raise CatsError(f"{length} tokens were asked for but the model takes {limit}: shorten prompt or output.")
+            raise CatsError(
+                f"{length} tokens were asked for but the model takes {limit}: shorten prompt or output."
+            )
         self.model, self.length, self.batch = model, length, batch
         self.device = next(model.parameters()).device
         self.cache = attention.DecodeCache(model.config, length, device=self.device)
@@ -61,10 +63,12 @@ class Decoder:
         return None
 
     def _decode_one(self) -> None:
-        """Read the token at `position`, write its successor behind it, advance `position`; all on the device."""
+        """On the device: read the token at `position`, write its successor behind it, advance `position`."""
         here = self.cache.position.clone().view(1)
         token = self.tokens.index_select(1, here)
-        logits = self.model(input_ids=token, position_ids=here[None], past_key_values=self.cache, use_cache=True).logits
+        logits = self.model(
+            input_ids=token, position_ids=here[None], past_key_values=self.cache, use_cache=True
+        ).logits
         self.tokens.index_copy_(1, here + 1, logits[:, -1:].argmax(-1))
 
     @torch.no_grad()
@@ -106,13 +110,14 @@ class Decoder:
     def generate(self, input_ids: torch.Tensor, new_tokens: int, *, eos: tuple[int, ...] = ()) -> Generation:
         """Greedy continuation of a prompt [B, T] by `new_tokens`, or until every row has met a token of `eos`.
 
-        Rows that end early are padded with the last of `eos`. Raises CatsError where prompt and output do not fit.
+        Rows that end early are padded with the last of `eos`. Raises CatsError where prompt and output do not
+        fit.
         """
         batch, prompt = input_ids.shape
         if batch != self.batch or prompt + new_tokens > self.length or new_tokens < 1:
             raise CatsError(
-                f"A prompt of {batch} x {prompt} tokens and {new_tokens} new ones do not fit a decoder made for "
-                f"{self.batch} x {self.length}: make a larger one."
+                f"A prompt of {batch} x {prompt} tokens and {new_tokens} new ones do not fit a decoder "
+                f"made for {self.batch} x {self.length}: make a larger one."
             )
         if self.on_gpu and self.graph is None:
             self.prefill(input_ids)
@@ -152,7 +157,7 @@ def _cut(tokens: torch.Tensor, prompt: int, eos: tuple[int, ...]) -> torch.Tenso
 
 
 def greedy(model, input_ids, *, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-    """`model.generate(..., custom_generate=cats.decoding.greedy)`: Transformers' greedy search by this module's loop.
+    """`model.generate(..., custom_generate=cats.decoding.greedy)`: greedy search by this module's loop.
 
     Returns tokens [B, prompt + new]. Raises CatsError for what the loop cannot do: sampling, beams, logits
     processors, padded prompts, streaming, or outputs other than the tokens.
@@ -168,7 +173,9 @@ def greedy(model, input_ids, *, logits_processor, stopping_criteria, generation_
     }
     for what, present in wrong.items():
         if present:
-            raise CatsError(f"cats.decoding.greedy does not do {what}: call generate() without custom_generate.")
+            raise CatsError(
+                f"cats.decoding.greedy does not do {what}: call generate() without custom_generate."
+            )
     batch, prompt = input_ids.shape
     new_tokens = config.max_length - prompt
     eos = config._eos_token_tensor
@@ -177,8 +184,10 @@ def greedy(model, input_ids, *, logits_processor, stopping_criteria, generation_
 
 
 def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
-    """The decoder kept with `model`, made again where it is too short or modules or weights were exchanged."""
-    state = [(type(m), getattr(m, "observer", None) is None, getattr(m, "prefill", None)) for m in model.modules()]
+    """The decoder kept with `model`; made again where it is too short, or modules or weights were changed."""
+    state = [
+        (type(m), getattr(m, "observer", None) is None, getattr(m, "prefill", None)) for m in model.modules()
+    ]
     state += [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
     known = model.__dict__.get("_cats_decoder")
     if known is None or known.state != state or known.batch != batch or known.length < length:

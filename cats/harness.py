@@ -98,7 +98,7 @@ class Harness(Generating):
         torch.cuda.empty_cache()
         if len(batch) == 1:
             raise CatsError(
-                f"A request of {len(batch[0].context)} tokens does not fit the GPU's memory: use a larger one."
+                f"A request of {len(batch[0].context)} tokens does not fit the GPU: use a larger one."
             )
         self.tokens = max(self.tokens // 2, 1024)
         middle = len(batch) // 2

@@ -143,7 +143,7 @@ def read(experiment: str, *, folder: Path | None = None, **match) -> Record:
 
 
 def every(experiment: str | None = None, *, folder: Path | None = None) -> list[Record]:
-    """All records, or those of one experiment, oldest first; raises CatsError for a file that is not whole."""
+    """All records, or those of one experiment, oldest first; CatsError for a file that is not whole."""
     wanted = COLUMNS if experiment is None else [experiment]
     found = []
     for name in wanted:

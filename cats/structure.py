@@ -157,9 +157,11 @@ def _has_parts(module: nn.Module, linears: dict[str, nn.Module]) -> bool:
 
 
 def _takes_one_input(module: nn.Module) -> bool:
-    """An attention with the same projections, as Phi-3's with half as many key and value heads, takes more."""
+    """An attention with the same projections (Phi-3's, say, with fewer key and value heads) takes more."""
     parameters = inspect.signature(type(module).forward).parameters.values()
-    return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) == 2  # self and x
+    return (
+        sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) == 2
+    )  # self and x
 
 
 class _ChildrenAreLeaves(fx.Tracer):
