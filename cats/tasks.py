@@ -17,6 +17,7 @@ import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
 from huggingface_hub import HfApi
+from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 from tqdm.auto import tqdm
@@ -233,7 +234,7 @@ def _task(name: str, folder: Path | None) -> _MirroredTask:
         task = _MirroredTask(config, folder)
     except CatsError:
         raise
-    except (OSError, ValueError, KeyError, IndexError, ConnectionError) as error:
+    except (OSError, ValueError, LookupError, TemplateError) as error:
         where = f"The mirror of {name} in {folder}" if folder else f"The data of {name} on the hub"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise CatsError(f"{where} cannot be read as lm-eval's task expects ({reason}).") from error

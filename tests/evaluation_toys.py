@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cats.models import LoadedModel
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "fly", "over", "it", "while", "rain"]
+LENGTH = 1024  # tokens that a model reads: a prompt of gsm8k and its answer
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "fly", "over", "it", "again"]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -22,12 +23,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=LENGTH
     )
 
 
 def loaded(family: str = "llama", **changes) -> LoadedModel:
-    model = toy(family, **changes)
+    model = toy(family, max_position_embeddings=LENGTH, **changes)
     info = {"id": f"toy-{family}", "revision": None, "sha256": None, "dtype": "float32", "weights": "random"}
     return LoadedModel(model, tokenizer(), info)
 
