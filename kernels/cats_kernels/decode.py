@@ -9,10 +9,10 @@ from cats_kernels.primitives import activate, load_rows, survives
 
 
 @triton.jit
-def _gate_rows(tile, p, programs, m, mask_ptr, R: tl.constexpr, MASKED: tl.constexpr):
+def _gate_rows(tile, tiles, p, programs, m, mask_ptr, R: tl.constexpr, MASKED: tl.constexpr):
     """Neurons [R] of a program's tile number `tile`, and which of them are to be computed."""
     rows = (tile * programs + p) * R + tl.arange(0, R)
-    wanted = rows < m
+    wanted = rows < tl.where(tile < tiles, m, 0)
     if MASKED:
         wanted = wanted & (tl.load(mask_ptr + rows, mask=wanted, other=0) != 0)
     return rows, wanted
@@ -23,17 +23,18 @@ def gate_up_down(
     x_ptr, gate_ptr, up_ptr, down_ptr, threshold_ptr, mask_ptr,
     index_ptr, value_ptr, partial_ptr,
     m, capacity, t_stride,
-    d: tl.constexpr, D: tl.constexpr, R: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr,
-    PRE: tl.constexpr, ATOMIC: tl.constexpr,
+    d: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+    KIND: tl.constexpr, MASKED: tl.constexpr, PDL: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """Program p owns tiles p, p + P, ... of R neurons: it lists its survivors, then sums them.
 
     Pointers: x [d], gate/up/down [m, d], threshold [] or [m], mask [m] of bytes or unused, all contiguous
-    in d; index (int32) and value (float32) [P, capacity] are private lists; partial (float32) [P, d], or [1, d]
-    of zeros where ATOMIC adds into it in an order that changes from run to run (kept to measure what order costs).
+    in d; index (int32) and value (float32) [P, capacity] are private lists; partial (float32) [P, d], or
+    [1, d] of zeros where ATOMIC adds into it in an order that changes from run to run.
     One gate tile is in flight while another is reduced; survivors are read R at a time, up and down together.
-    x is read again for each tile: it stays in the L1 cache, and 16 registers fewer let two programs of 8 warps
-    share a multiprocessor (4096 columns, bfloat16), of which one computes while the other waits.
+    x is read again for each tile: it stays in the L1 cache, and 16 registers fewer let two programs of eight
+    warps share a multiprocessor (4096 columns of 16 bits), of which one computes while the other waits.
+    With PDL the first gate tile is read before the kernel ahead has ended, which must not write weights.
     """
     p = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -43,23 +44,17 @@ def gate_up_down(
     tiles = tl.cdiv(tl.cdiv(m, R) - p, programs)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if PRE != 1:
-            if PRE == 2:
-                LINE: tl.constexpr = 256 // gate_ptr.dtype.element_ty.primitive_bitwidth
-                pre = tl.minimum(p * R + k, m - 1)
-                at = tl.minimum(tl.arange(0, D // LINE) * LINE, d - 1)
-                lines = gate_ptr + pre.to(tl.int64)[:, None] * d + at[None, :]
-                tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+        if MASKED:  # which gate rows to read is known only when the kernel ahead has ended
             tl.extra.cuda.gdc_wait()
-    rows, wanted = _gate_rows(0, p, programs, m, mask_ptr, R, MASKED)
+    rows, wanted = _gate_rows(0, tiles, p, programs, m, mask_ptr, R, MASKED)
     tile = load_rows(gate_ptr, rows, wanted, cols, d, D)
-    if PDL:
-        if PRE == 1:
-            tl.extra.cuda.gdc_wait()
+    if PDL and not MASKED:
+        tl.extra.cuda.gdc_wait()
     t = tl.load(threshold_ptr + rows * t_stride, mask=wanted, other=0.0).to(tl.float32)
+    y = tl.zeros([D], dtype=tl.float32)
     count = 0
     for i in range(0, tiles):
-        next_rows, next_wanted = _gate_rows(i + 1, p, programs, m, mask_ptr, R, MASKED)
+        next_rows, next_wanted = _gate_rows(i + 1, tiles, p, programs, m, mask_ptr, R, MASKED)
         next_tile = load_rows(gate_ptr, next_rows, next_wanted, cols, d, D)
         next_t = tl.load(threshold_ptr + next_rows * t_stride, mask=next_wanted, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + cols, mask=cols < d, other=0.0).to(tl.float32)
@@ -73,7 +68,6 @@ def gate_up_down(
         rows, wanted, tile, t = next_rows, next_wanted, next_tile, next_t
     tl.debug_barrier()  # the lists are read by other threads than wrote them
 
-    y = tl.zeros([D], dtype=tl.float32)
     chosen = tl.load(index_ptr + own + k, mask=k < count, other=0)
     z = tl.load(value_ptr + own + k, mask=k < count, other=0.0)
     for first in range(0, count, R):
@@ -96,20 +90,21 @@ def gate_up_down(
 @triton.jit
 def sum_partials(
     partial_ptr, y_ptr, programs,
-    d: tl.constexpr, COLS: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
+    d: tl.constexpr, COLS: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """y [d] = sum over programs of partial [programs, d], always in the same order: bit-equal run to run.
-
-    P is a power of two of at least `programs`: all of a column's partial sums are in flight at once.
-    """
+    """y [d] = sum over programs of partial [programs, d], always in the same order: bit-equal run to run."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    rows = tl.arange(0, P)
-    inside = (rows < programs)[:, None] & (cols < d)[None, :]
-    parts = tl.load(partial_ptr + rows[:, None] * d + cols[None, :], mask=inside, other=0.0, cache_modifier=".cg")
-    tl.store(y_ptr + cols, tl.sum(parts, axis=0).to(y_ptr.dtype.element_ty), mask=cols < d)
+    total = tl.zeros([STEP, COLS], dtype=tl.float32)
+    for first in range(0, programs, STEP):
+        rows = first + tl.arange(0, STEP)
+        inside = (rows < programs)[:, None] & (cols < d)[None, :]
+        total += tl.load(
+            partial_ptr + rows[:, None] * d + cols[None, :], mask=inside, other=0.0, cache_modifier=".cg"
+        )
+    tl.store(y_ptr + cols, tl.sum(total, axis=0).to(y_ptr.dtype.element_ty), mask=cols < d)
 
 
 def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype, config=None):
@@ -132,13 +127,12 @@ def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype, co
         x, w_gate, w_up, w_down_t, threshold, x if mask is None else mask.view(torch.uint8),
         index, value, partial,
         m, capacity, threshold.stride(0) if threshold.dim() else 0,
-        d=d, D=triton.next_power_of_2(d), R=rows, KIND=activation, MASKED=mask is not None, PDL=pdl, PRE=config.get("pre", 0),
-        ATOMIC=atomic,
-        num_warps=config["warps"], **extra,
+        d=d, D=triton.next_power_of_2(d), R=rows, KIND=activation, MASKED=mask is not None, PDL=pdl,
+        ATOMIC=atomic, num_warps=config["warps"], **extra,
     )  # fmt: skip
     if atomic:
         return partial.to(out_dtype)
     sum_partials[(triton.cdiv(d, 16),)](
-        partial, y, programs, d=d, COLS=16, P=triton.next_power_of_2(programs), PDL=pdl, num_warps=4, **extra
+        partial, y, programs, d=d, COLS=16, STEP=512, PDL=pdl, num_warps=4, **extra
     )
     return y

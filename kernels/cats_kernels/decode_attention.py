@@ -1,4 +1,4 @@
-"""Attention of one new token in one launch: rotate, append to the cache, attend over the filled part, combine.
+"""Attention of one new token in one launch: rotate, append to the cache, attend to what it holds, combine.
 
 It is no part of CATS. A decoding step of a 7B model spends 60 % of its bytes in the MLP and the rest in small
 launches around attention; dense and sparse models both get this kernel, so that what is compared is the MLP.
@@ -22,15 +22,16 @@ def _rotate(base, offset, cos1, sin1, cos2, sin2, mask, H: tl.constexpr):
 
 @triton.jit
 def _decode_attention(
-    qkv, cos, sin, keys, values, position, mask, partial, stats, arrivals, out, scale, length, cos_stride, mask_stride,
-    G: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    MASKED: tl.constexpr,
+    qkv, cos, sin, keys, values, position, mask, partial, stats, arrivals, out, scale,
+    length, cos_stride, mask_stride,
+    G: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, H: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B * G, SPLITS): program (b, g, j) serves the R query heads of KV head g over the j-th part of the cache.
+    """Grid (B * G, SPLITS): program (b, g, j) serves the R query heads of KV head g over part j of the cache.
 
-    The program whose part holds `position` uses the new key and value from registers and writes them to the cache;
-    nobody reads that row. The last program of a (b, g) to arrive adds up the parts in order, so the result does not
-    depend on who was last, and sets the arrival counter back to zero.
+    The program whose part holds `position` uses the new key and value from registers and writes them to the
+    cache; nobody reads that row. The last program of a (b, g) to arrive adds up the parts in order, so the
+    result does not depend on who was last, and sets the arrival counter back to zero.
     """
     D: tl.constexpr = 2 * H
     group = tl.program_id(0)
@@ -138,10 +139,10 @@ def decode_attention(
     arrivals: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """y [B, Hq * D] of one token a row: rotary embedding, cache append at `position`, attention over 0 … position.
+    """y [B, Hq * D] of one token a row: rotary embedding, cache append, attention over 0 … position.
 
-    qkv [B, (Hq + 2 Hkv) * D], before rotation; cos and sin [1 or B, D]; keys and values [B, Hkv, S, D], contiguous,
-    written at row `position` (int tensor of one element, on the device); mask [1 or B, S] bool, True where a
+    qkv [B, (Hq + 2 Hkv) * D], before rotation; cos and sin [1 or B, D]; keys and values [B, Hkv, S, D],
+    contiguous, written at row `position` (int tensor of one element, on the device); mask [1 or B, S] bool, True where a
     position may be seen; arrivals from `arrival_counters`; scale multiplies the scores.
     """
     batch, kv_heads, length, dim = keys.shape
@@ -154,8 +155,8 @@ def decode_attention(
     partial = torch.empty(groups * splits * ratio, dim, dtype=torch.float32, device=qkv.device)
     stats = torch.empty(groups * splits * ratio, 2, dtype=torch.float32, device=qkv.device)
     _decode_attention[(groups, splits)](
-        qkv, cos, sin, keys, values, position, keys if mask is None else mask.view(torch.uint8), partial, stats,
-        arrivals, out, scale, length, dim if cos.shape[0] == batch and batch > 1 else 0,
+        qkv, cos, sin, keys, values, position, keys if mask is None else mask.view(torch.uint8),
+        partial, stats, arrivals, out, scale, length, dim if cos.shape[0] == batch and batch > 1 else 0,
         0 if mask is None or mask.shape[0] == 1 else mask.stride(0),
         G=kv_heads, R=ratio, RP=max(16, triton.next_power_of_2(ratio)), H=dim // 2,
         BLOCK=SPLIT_ROWS if length <= 1024 else 4 * SPLIT_ROWS, SPLITS=splits, MASKED=mask is not None,

@@ -1,4 +1,4 @@
-"""Pieces that every CATS kernel is made of: the activation, the keep rule, and row tiles of a weight matrix."""
+"""Pieces that every CATS kernel is made of: activation, keep rule, and row tiles of a weight matrix."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def activate(z, KIND: tl.constexpr):
-    """act(z) in float32; NaN stays NaN (a comparison with NaN is false, hence the order of the ReLU branches)."""
+    """act(z) in float32; NaN stays NaN (comparisons with NaN are false, hence the order of ReLU's branches)."""
     if KIND == "silu":
         return z / (1.0 + tl.exp(-z))
     elif KIND == "gelu":
