@@ -6,13 +6,12 @@ model's own attention keeps serving prefill, training, other caches and other ar
 
 import torch
 import torch.nn.functional as F
+from cats_kernels.decode_attention import arrival_counters, decode_attention, supports
 from torch import nn
 from transformers.cache_utils import Cache, StaticLayer, StaticSlidingWindowLayer
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
-
-from cats_kernels.decode_attention import arrival_counters, decode_attention, supports
 
 PLAIN = (
     LlamaAttention,
@@ -103,7 +102,7 @@ class SharedLayer(StaticLayer):
 
 
 class DecodeCache(Cache):
-    """Static key-value cache for `length` tokens, with one counter a step; Transformers' own has one a layer."""
+    """Static key-value cache for `length` tokens, one counter for all layers (Transformers: one each)."""
 
     def __init__(self, config, length: int, *, device="cpu"):
         self.position = torch.zeros((), dtype=torch.int64, device=device)
@@ -121,8 +120,8 @@ class DecodeCache(Cache):
 def install(model: nn.Module, *, batch: int = 1) -> int:
     """Give `model` the one-token path for up to `batch` rows; returns how many attention modules took it.
 
-    q, k and v weights become views of one [Hq D + 2 Hkv D, d] tensor: no second copy, same state dict. Modules
-    of other classes, or with wrapped projections (LoRA, quantised), keep their own forward.
+    q, k and v weights become views of one [Hq D + 2 Hkv D, d] tensor: no second copy, same state dict.
+    Modules of other classes, or with wrapped projections (LoRA, quantised), keep their own forward.
     """
     fits = [m for m in model.modules() if type(m) in PLAIN and _plain_projections(m)]
     for module in fits:

@@ -37,9 +37,9 @@ class Generation:
 class Decoder:
     """A model with a static cache and one captured decoding step, for up to `length` tokens a row.
 
-    On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere it
-    runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new Decoder.
-    Raises CatsError where `length` exceeds what the model was made for.
+    On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere
+    it runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new
+    Decoder. Raises CatsError where `length` exceeds what the model was made for.
     """
 
     def __init__(self, model: nn.Module, length: int, *, batch: int = 1, options: dict | None = FASTEST):
@@ -108,7 +108,7 @@ class Decoder:
         self.tokens.copy_(tokens)
 
     def generate(self, input_ids: torch.Tensor, new_tokens: int, *, eos: tuple[int, ...] = ()) -> Generation:
-        """Greedy continuation of a prompt [B, T] by `new_tokens`, or until every row has met a token of `eos`.
+        """Greedy continuation of a prompt [B, T] by `new_tokens`, or until each row has met a token of `eos`.
 
         Rows that end early are padded with the last of `eos`. Raises CatsError where prompt and output do not
         fit.
