@@ -142,8 +142,8 @@ def decode_attention(
     """y [B, Hq * D] of one token a row: rotary embedding, cache append, attention over 0 … position.
 
     qkv [B, (Hq + 2 Hkv) * D], before rotation; cos and sin [1 or B, D]; keys and values [B, Hkv, S, D],
-    contiguous, written at row `position` (int tensor of one element, on the device); mask [1 or B, S] bool, True where a
-    position may be seen; arrivals from `arrival_counters`; scale multiplies the scores.
+    contiguous, written at row `position` (int tensor of one element, on the device); mask [1 or B, S] bool,
+    True where a position may be seen; arrivals from `arrival_counters`; scale multiplies the scores.
     """
     batch, kv_heads, length, dim = keys.shape
     ratio = (qkv.shape[1] // dim - 2 * kv_heads) // kv_heads

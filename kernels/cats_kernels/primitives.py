@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def activate(z, KIND: tl.constexpr):
-    """act(z) in float32; NaN stays NaN (comparisons with NaN are false, hence the order of ReLU's branches)."""
+    """act(z) in float32; NaN stays NaN (comparisons with NaN are false, hence ReLU's order)."""
     if KIND == "silu":
         return z / (1.0 + tl.exp(-z))
     elif KIND == "gelu":
