@@ -32,7 +32,7 @@ def test_the_crossover_follows_the_union():
     assert tuning.sparse_pays(1, 0.5)
     assert tuning.sparse_pays(2, 0.9)
     assert not tuning.sparse_pays(16, 0.3), "sixteen independent rows need nearly every neuron"
-    assert tuning.sparse_pays(16, 0.3, union=0.5), "unless they want the same ones"
+    assert tuning.sparse_pays(16, 0.3, union=0.3), "unless they want the same ones"
     assert not tuning.sparse_pays(17, 0.99)
     for rows in range(2, 17):
         pays = [tuning.sparse_pays(rows, s / 100) for s in range(100)]
