@@ -12,6 +12,7 @@ from cats.errors import CatsError
 from cats.masking import Masking
 
 _ROWS = 512  # prompts continued together
+_KEYS = 32  # tokens in the cache, as a multiple of those of a call
 
 
 class Generating(HFLM):
@@ -81,10 +82,8 @@ class Generating(HFLM):
             start += len(batch)
 
     def _cache_tokens(self) -> int:
-        """Tokens whose keys and values may be in memory together: eight times those of a call, or what is
-        free.
-        """
-        limit = 8 * self.tokens
+        """Tokens whose keys and values may be in memory together."""
+        limit = _KEYS * self.tokens
         if self.device.type != "cuda":
             return limit
         shape = self.model.config.get_text_config()

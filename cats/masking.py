@@ -195,8 +195,17 @@ def masked_product(activation: str, gate: Tensor, up: Tensor, threshold: Tensor,
 
 @lru_cache
 def _product(activation: str, device: str) -> Callable:
-    """On a GPU one fused kernel: eager, mask and count would read and write z eight times (20 % of a layer
-    each).
-    """
+    """On a GPU one fused kernel: eager, mask and count would read and write z some eight times."""
     product = partial(masked_product, activation)
-    return torch.compile(product, dynamic=True) if device == "cuda" else product
+    if device != "cuda":
+        return product
+    limits = torch._dynamo.config  # one compilation for each shape of threshold, policy and kind of call
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+    compiled = torch.compile(product)
+
+    def fused(gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None):
+        for tensor in (gate, up) if masked is None else (gate, up, masked):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # the number of tokens differs from call to call
+        return compiled(gate, up, threshold, masked)
+
+    return fused

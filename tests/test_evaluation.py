@@ -90,9 +90,12 @@ def test_a_context_is_read_once_for_all_its_continuations(loaded_tasks):
 def test_batches_hold_no_more_tokens_than_asked(loaded_tasks):
     harness = Harness(toys.toy("llama"), tokenizer(), tokens=200)
     single, shared = harness._groups(harness.encode(loaded_tasks["arc_easy"].requests))
-    for batch in harness._batches(single + shared):
-        width = len(batch[0].context) + max(group.longest for group in batch)
-        assert len(batch) == 1 or width * len(batch) <= 200
+    for groups, together in ((single, False), (shared, True)):
+        batches = list(harness._batches(groups, shared=together))
+        assert sorted(id(group) for batch in batches for group in batch) == sorted(map(id, groups))
+        for batch in batches:
+            width = max(len(group.context) for group in batch) + max(group.longest for group in batch)
+            assert len(batch) == 1 or width * len(batch) <= 200
 
 
 def test_running_out_of_memory_halves_the_batch(loaded_tasks, monkeypatch):
