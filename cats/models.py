@@ -54,6 +54,8 @@ def load(
 ) -> LoadedModel:
     """Load `name` on `device` in `dtype`; `seed` and `layers` (keep that many) are for random weights only.
 
+    `device` "auto" spreads a model over all GPUs, as accelerate sees fit.
+
     Names: an embedded model, a hub id ("organisation/model"), a local folder or .gguf file,
     "random:<geometry>" or "random:<embedded name>". Raises CatsError for an unknown name, a wrong dtype or
     device, damaged files, a gated model and a missing network.
@@ -66,11 +68,12 @@ def load(
     if layers is not None:
         raise CatsError(f"layers={layers} needs random weights: ask for {RANDOM}<geometry> or drop layers.")
     source, identity = _locate(name)
-    model = _from_pretrained(AutoModelForCausalLM, name, source, dtype=DTYPES[dtype])
+    spread = {"device_map": "auto"} if device == "auto" else {}
+    model = _from_pretrained(AutoModelForCausalLM, name, source, dtype=DTYPES[dtype], **spread)
     tokenizer = _from_pretrained(AutoTokenizer, name, source)
     if name in EMBEDDED:
         model.config.name_or_path = name  # not a path into this machine's cache
-    return _loaded(model.to(device), tokenizer, identity, weights="trained")
+    return _loaded(model if spread else model.to(device), tokenizer, identity, weights="trained")
 
 
 def config(name: str) -> PretrainedConfig:
@@ -86,6 +89,8 @@ def config(name: str) -> PretrainedConfig:
 
 
 def _check_device(device: str) -> None:
+    if device == "auto":
+        return
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -221,6 +226,7 @@ def _random(name: str, dtype: torch.dtype, device: str, seed: int, layers: int |
             shape.layer_types = shape.layer_types[:layers]
     base = name.removeprefix(RANDOM)
     tokenizer = AutoTokenizer.from_pretrained(model_folder(base)) if base in EMBEDDED else None
+    device = "cpu" if device == "auto" else device
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from cats.suite import Calibration, Configuration, Suite
 
 _KEYS = {
     *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
-    *("documents", "seed", "chat", "batch_tokens", "device"),
+    *("documents", "seed", "chat", "batch_tokens", "device", "geometry"),
 }
 
 
@@ -35,6 +35,7 @@ class Run:
     seed: int = 0
     chat: bool = False
     batch_tokens: int | None = None
+    geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
 
     def __str__(self) -> str:
         listed = ", ".join(map(str, self.configurations))
@@ -64,7 +65,7 @@ def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
     lines = []
     for run in runs:
         tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
-        config = models.config(run.model)
+        config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
         account(config)
         needed = memory.estimate(config, run.dtype, tokens=run.batch_tokens or 8192)
         lines.append(f"{run}; about {needed}")
