@@ -21,7 +21,7 @@ environment:
 	@bash scripts/environment.sh
 
 execute: environment
-	@.venv/bin/cats reproduce --in-place
+	@.venv/bin/cats reproduce --in-place && .venv/bin/python scripts/picture.py
 
 site: environment
 	@.venv/bin/jupyter-book build -q -W --keep-going book

@@ -60,5 +60,11 @@ def test_its_links_lead_somewhere():
     assert not missing
 
 
+def test_its_picture_is_what_the_chapter_drew_last():
+    [picture] = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    drawn = runpy.run_path(str(paths.ROOT / "scripts" / "picture.py"))["stored"]()
+    assert (paths.ROOT / picture).read_text(encoding="utf-8") == drawn
+
+
 def test_it_is_short():
     assert len(README.splitlines()) < 120
