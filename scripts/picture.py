@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put the figure that the README shows beside it: the one that the chapter on perplexity drew when it last ran."""
+"""Put the figure that the README shows beside it: what the chapter on perplexity drew when it last ran."""
 
 import json
 import sys

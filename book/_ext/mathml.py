@@ -1,4 +1,4 @@
-"""A Sphinx math renderer that writes MathML, which browsers draw themselves, so that no page fetches a script."""
+"""A Sphinx math renderer that writes MathML, which browsers draw themselves: no page fetches a script."""
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -9,7 +9,8 @@ LOGGER = logging.getLogger(__name__)
 
 
 def visit_inline(translator, node: nodes.math) -> None:
-    translator.body.append(f'<span class="math notranslate nohighlight">{_convert(node, as_block=False)}</span>')
+    formula = _convert(node, as_block=False)
+    translator.body.append(f'<span class="math notranslate nohighlight">{formula}</span>')
     raise nodes.SkipNode
 
 
