@@ -347,13 +347,13 @@ def test_machine_code_is_kept_where_something_can_be_written(tmp_path):
         assert torch.equal(y, torch.full((1, 4), 48.0))
         print(cpu.compiled(torch.float32).owner.cache_hits)
         """
-    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NUMBA_OPT": "0"}
+    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
     assert run(script, tmp_path, **environment)[0] == "0\n"
     kept = list(home.rglob("*.nbc"))
     assert len(kept) == 1
     assert run(script, tmp_path, **environment)[0] == "1\n"
     nowhere = str(package / "__pycache__")
-    assert run(script, tmp_path, HOME=nowhere, XDG_CACHE_HOME=nowhere, NUMBA_OPT="0")[0] == "0\n"
+    assert run(script, tmp_path, HOME=nowhere, XDG_CACHE_HOME=nowhere)[0] == "0\n"
 
 
 def test_a_forked_child_decodes(tmp_path):
