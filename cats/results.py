@@ -11,7 +11,7 @@ from cats.errors import CatsError
 from cats.evaluation import paired_interval
 from cats.outcomes import Outcome, pack
 from cats.pairs import difference, mean_difference
-from cats.tasks import PAPER, TASKS
+from cats.task_list import PAPER, TASKS
 
 AVERAGE = "average of 8"
 # of a task that answers with a choice, or with a text, or with a likelihood

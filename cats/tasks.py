@@ -1,12 +1,11 @@
 """The evaluation tasks of the paper and its rebuttal, as lm-eval defines them, from the hub or from local
 mirrors."""
 
-import difflib
 import logging
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,70 +21,15 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 from tqdm.auto import tqdm
 
+from cats import cloze
 from cats.errors import CatsError
 from cats.mirrors import read_splits
+from cats.task_list import TASKS, names
 
 STOCK = Path(lm_eval.tasks.__file__).resolve().parent
 DATA_DIR = "CATS_EVAL_DATA"
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 _SPLITS = ("training_split", "validation_split", "test_split")
-
-
-def _without_support(rows) -> bool:
-    return not any(text.strip() for text in rows["support"])
-
-
-def _with_unk(rows) -> bool:
-    return any(" <unk> " in page for page in rows["page"])
-
-
-def _without_titles(rows) -> bool:
-    return sum(" -- " in passage[:200] for passage in rows["passage"]) < len(rows) / 2
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task: its YAML inside lm-eval, its headline metric, and under which other name a differing copy
-    goes.
-
-    `variant`: (name, test on the rows of the evaluated split, what the difference is).
-    """
-
-    yaml: str
-    metric: str = "acc"
-    variant: tuple[str, Callable[[datasets.Dataset], bool], str] | None = None
-
-
-TASKS = {
-    "winogrande": Task("winogrande/default.yaml"),
-    "piqa": Task("piqa/piqa.yaml"),
-    "sciq": Task(
-        "sciq/sciq.yaml",
-        variant=("sciq_closed_book", _without_support, "no support passage: markedly harder than sciq"),
-    ),
-    "openbookqa": Task("openbookqa/openbookqa.yaml"),
-    "hellaswag": Task("hellaswag/hellaswag.yaml"),
-    "boolq": Task(
-        "super_glue/boolq/default.yaml",
-        variant=("boolq_untitled", _without_titles, "passages without the article's title"),
-    ),
-    "arc_easy": Task("arc/arc_easy.yaml"),
-    "arc_challenge": Task("arc/arc_challenge.yaml"),
-    "lambada_openai": Task("lambada/lambada_openai.yaml"),
-    "gsm8k": Task("gsm8k/gsm8k.yaml", metric="exact_match"),
-    "wikitext": Task(
-        "wikitext/wikitext.yaml",
-        metric="word_perplexity",
-        variant=(
-            "wikitext_tokenised",
-            _with_unk,
-            "the tokenised text with <unk>: not comparable with the raw one",
-        ),
-    ),
-}
-# The paper's Table 1; its average is the plain mean of acc.
-PAPER = ("winogrande", "piqa", "sciq", "openbookqa", "hellaswag", "boolq", "arc_easy", "arc_challenge")
-VARIANTS = {task.variant[0]: name for name, task in TASKS.items() if task.variant}
 
 
 @dataclass
@@ -108,22 +52,6 @@ class LoadedTask:
     @property
     def requests(self) -> list:
         return self.lm_eval.instances
-
-
-def names(wanted: Sequence[str]) -> list[str]:
-    """The tasks of `wanted` in order, "paper" being the paper's eight; raises CatsError for an unknown
-    one.
-    """
-    result: list[str] = []
-    for name in wanted:
-        for task in PAPER if name == "paper" else [VARIANTS.get(name, name)]:
-            if task not in TASKS:
-                close = difflib.get_close_matches(task.lower(), TASKS, n=1)
-                guess = f" (did you mean {close[0]}?)" if close else ""
-                raise CatsError(f"Unknown task {task!r}{guess}: use paper, {', '.join(TASKS)}.")
-            if task not in result:
-                result.append(task)
-    return result
 
 
 def load(
@@ -160,7 +88,7 @@ def load(
     data = {
         "task": title,
         "version": lm_eval_task.VERSION,
-        "source": f"mirror {folder.name}" if folder else f"hub {lm_eval_task.DATASET_PATH}",
+        "source": _source(lm_eval_task),
         "split": _evaluated(lm_eval_task),
         "documents": len(chosen) if chosen else total,
         "of": total,
@@ -180,7 +108,7 @@ def load(
 def check(wanted: Iterable[str], data_dir: str | os.PathLike | None = None) -> None:
     """Raise CatsError unless the data of every task can be found, before any model is loaded."""
     for name in names(list(wanted)):
-        if mirror(name, data_dir) is None:
+        if TASKS[name].yaml is not None and mirror(name, data_dir) is None:
             _reach(name, load_yaml(STOCK / TASKS[name].yaml)["dataset_path"])
 
 
@@ -208,19 +136,22 @@ class _MirroredTask(ConfigurableTask):
         super().__init__(config=config)
 
     def download(self, dataset_kwargs=None, **kwargs) -> None:
-        if self.folder is None:
+        if self.config.task == cloze.NAME:
+            self.dataset, self.digests = cloze.splits()
+        elif self.folder is not None:
+            self.dataset, self.digests = read_splits(self.folder)
+        else:
             super().download(dataset_kwargs, **kwargs)
-            return
-        self.dataset, self.digests = read_splits(self.folder)
 
 
 def _task(name: str, folder: Path | None) -> _MirroredTask:
-    config = load_yaml(STOCK / TASKS[name].yaml)
+    own = TASKS[name].yaml is None
+    config = dict(cloze.CONFIG) if own else load_yaml(STOCK / TASKS[name].yaml)
     config.pop("tag", None)
     wanted = config.get("test_split") or config.get("validation_split")
-    if folder is None:
+    if folder is None and not own:
         _reach(name, config["dataset_path"])
-    else:
+    elif folder is not None:
         splits = {path.name.split(".")[0] for path in folder.glob("*.jsonl*")}
         needed = [wanted, *([config["fewshot_split"]] if config.get("num_fewshot") else [])]
         for split in needed:
@@ -241,6 +172,12 @@ def _task(name: str, folder: Path | None) -> _MirroredTask:
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
     return task
+
+
+def _source(task: _MirroredTask) -> str:
+    if task.folder is not None:
+        return f"mirror {task.folder.name}"
+    return task.DATASET_PATH if task.config.task == cloze.NAME else f"hub {task.DATASET_PATH}"
 
 
 def _evaluated(task: ConfigurableTask) -> str:
