@@ -24,7 +24,7 @@ class Outcome:
     `metrics`: means, and standard errors under "<metric>_se". `scores`: per metric an array with one number
     a document (for word perplexity two: log-probability and words), in the order of `documents`.
     `sparsity`: target, model_target and realised, by phase. `speed`: tokens, seconds, tokens_per_s.
-    `texts`: what was generated, or None.
+    `texts`: what was generated, `asked`: the last question of each prompt; None where nothing was generated.
     """
 
     task: str
@@ -37,6 +37,7 @@ class Outcome:
     sparsity: dict
     speed: dict
     texts: list[str] | None = None
+    asked: list[str] | None = None
 
     def save(self, path: Path) -> None:
         """Write the whole outcome under its name at once: no reader ever sees a part of it."""

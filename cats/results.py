@@ -14,6 +14,7 @@ from cats.pairs import difference, mean_difference
 from cats.task_list import PAPER, TASKS
 
 AVERAGE = "average of 8"
+_EXAMPLES, _EXAMPLE = 3, 700  # of what broke: how many, and characters of each text
 # of a task that answers with a choice, or with a text, or with a likelihood
 KINDS = {"exact_match": "generation", "nll_nats": "perplexity", "word_perplexity": "perplexity"}
 
@@ -115,9 +116,31 @@ def _row(outcome: Outcome, dense: Outcome | None) -> dict:
         compared = pair(outcome, dense, metric)
         row |= {prefix: compared["delta"], "delta_low": compared["low"], "delta_high": compared["high"]}
         row |= {name: compared[name] for name in ("mcnemar_p", "gained", "lost")}
+        if outcome.texts is not None:
+            row["examples"] = _examples(outcome, dense, metric)
     else:
         row |= {prefix: None, "delta_low": None, "delta_high": None}
     return row
+
+
+def _examples(outcome: Outcome, dense: Outcome, metric: str) -> list[dict]:
+    """The first documents that only the dense model gets right: question, and both texts, cut where long."""
+    lost = [
+        place
+        for place, (before, after) in enumerate(
+            zip(dense.scores[metric], outcome.scores[metric], strict=True)
+        )
+        if before == 1 and after == 0
+    ]
+    return [
+        {
+            "document": outcome.documents[place],
+            "question": outcome.asked[place][:_EXAMPLE],
+            "dense": dense.texts[place][:_EXAMPLE],
+            "sparse": outcome.texts[place][:_EXAMPLE],
+        }
+        for place in lost[:_EXAMPLES]
+    ]
 
 
 def _likelihood(outcome: Outcome, dense: Outcome | None) -> dict:

@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 
 from cats import corpora, criteria, tasks, texts
 from cats.accounting import Accounting, account
+from cats.answers import answer, questions
 from cats.crew import Crew
 from cats.errors import CatsError
 from cats.harness import Harness
 from cats.masking import Masking, Policy
 from cats.models import LoadedModel
-from cats.outcomes import Outcome, score, summarise
+from cats.outcomes import Outcome, summarise
 from cats.thresholds import sparsities
 
 
@@ -74,7 +75,8 @@ def configurations(
 class Suite:
     """One loaded model, its tasks and its calibrated rules, kept between configurations.
 
-    `output`: the folder of result files; what is there already is not evaluated again. Raises CatsError,
+    `output`: the folder of result files; what is there already is not evaluated again. `text_tokens` keeps
+    the beginning of longer texts. Raises CatsError,
     before anything is measured, for unknown tasks and missing data.
     """
 
@@ -90,6 +92,7 @@ class Suite:
         calibration: Calibration | None = None,
         chat: bool = False,
         batch_tokens: int | None = None,
+        text_tokens: int | None = None,
     ):
         self.loaded = loaded
         self.output = output
@@ -100,6 +103,7 @@ class Suite:
         self.calibration = calibration or Calibration()
         self.chat = chat
         self.batch_tokens = batch_tokens
+        self.text_tokens = text_tokens
         self.shape: Accounting = account(loaded.model)
         self._tasks: dict = {}
         self._fits: dict[str, criteria.Fit] = {}
@@ -170,6 +174,7 @@ class Suite:
             "documents": self.documents,
             "seed": self.seed if self.documents else None,
             "chat": self.chat,
+            "text_tokens": self.text_tokens,
         }
 
     @contextmanager
@@ -232,7 +237,9 @@ class Suite:
         harness.label = name
         started = time.perf_counter()
         scores, generated = (
-            texts.score(task, harness, self.crew) if texts.is_text(name) else answer(task, harness, self.crew)
+            texts.score(task, harness, self.crew, self.text_tokens)
+            if texts.is_text(name)
+            else answer(task, harness, self.crew)
         )
         seconds = time.perf_counter() - started
         tokens = sum(self.crew.gather(harness.processed))
@@ -257,6 +264,7 @@ class Suite:
                 "tokens_per_s": round(tokens / seconds, 1),
             },
             texts=generated,
+            asked=None if generated is None else questions(task),
         )
 
     def _sparsity(self, configuration: Configuration, fit, realised: dict) -> dict:
@@ -282,25 +290,3 @@ class Suite:
 
     def _late(self, deadline: float | None) -> bool:
         return deadline is not None and self.crew.gather(time.monotonic() > deadline)[0]
-
-
-def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, list[str] | None]:
-    """Scores of every document and, of generative tasks, the texts; the documents are shared among the
-    processes.
-    """
-    requests = task.requests
-    kind = requests[0].request_type
-    mine = [place for place, request in enumerate(requests) if request.doc_id % crew.size == crew.rank]
-    if kind == "loglikelihood":
-        if task.encoded is None:
-            task.encoded = harness.encode(requests)
-        found = harness._loglikelihood_tokens([task.encoded[place] for place in mine])
-    else:
-        found = getattr(harness, kind)([requests[place] for place in mine])
-    responses: dict[int, object] = {}
-    for part in crew.gather(dict(zip(mine, found, strict=True))):
-        responses |= part
-    if len(responses) != len(requests):
-        raise CatsError(f"{len(responses)} of {len(requests)} requests of {task.name} were answered.")
-    ordered = [responses[place] for place in range(len(requests))]
-    return score(task, ordered), ordered if kind == "generate_until" else None

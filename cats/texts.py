@@ -43,9 +43,11 @@ def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
     return LoadedText(f"{PREFIX}{corpus.name}", corpus, list(range(len(corpus.documents))), corpus.info)
 
 
-def score(task: LoadedText, harness, crew: Crew) -> tuple[dict[str, np.ndarray], None]:
+def score(
+    task: LoadedText, harness, crew: Crew, tokens: int | None = None
+) -> tuple[dict[str, np.ndarray], None]:
     """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one too short to
-    score.
+    score; `tokens` keeps the beginning of longer ones.
     """
     mine = crew.share(task.documents)
     found: dict[int, tuple] = {}
@@ -57,6 +59,7 @@ def score(task: LoadedText, harness, crew: Crew) -> tuple[dict[str, np.ndarray],
                 harness.tokenizer,
                 [task.corpus.documents[number] for number in mine],
                 max_length=min(_LENGTH, harness.max_length),
+                tokens_per_document=tokens,
             )
         finally:
             hook.remove()
