@@ -159,7 +159,7 @@ def _run(name: str, notebook, parameters: dict, destination: Path, *, keep: bool
 def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path):
     """papermill on one chapter, its current state after each cell in `partial`; failures as one sentence."""
     os.environ["CATS_CACHE"] = str(paths.CACHE)  # the kernel works in another folder
-    # Waiting threads sleep: where others use the cores too, spinning ones made a forward pass ten times slower.
+    # Waiting threads sleep: beside other work, spinning ones made a forward pass ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return papermill.execute_notebook(
