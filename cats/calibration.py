@@ -26,9 +26,9 @@ GRID = torch.tensor(
     [0.0, 0.001, 0.0025, 0.005, *(k / 100 for k in range(1, 100)), *_TAIL], dtype=torch.float32
 )
 GRID_PER_NEURON = torch.tensor([0.0, 0.01, *(k / 40 for k in range(1, 40)), 0.99, 1.0], dtype=torch.float32)
-_GRID_LIMIT = 400  # points: 100 kB of JSON for 32 layers
+_GRID_LIMIT = 12_000  # values of all layers together: 120 kB of JSON
 _EXCESS = 3e-4  # what interpolation between points may miss, as a fraction of a layer's activations
-_PROBES = torch.linspace(0.05, 0.95, 1801)
+_PROBES = torch.linspace(0.05, 0.95, 4501)
 _POLICY = ("bos", "sequence_length", "order_seed")  # of what corpora.batches tells
 
 
@@ -95,8 +95,8 @@ def calibrate(
     if per == "layer":
         counts = [c[None].cpu() for c in counts]
         every = torch.cat(counts)
-        grid = refined(every, grid, binning, _PROBES, tolerance=_EXCESS, limit=_GRID_LIMIT)
-        values = rounded(every, quantiles(every, grid, binning), binning, _EXCESS / 4)
+        grid = refined(every, grid, binning, _PROBES, tolerance=_EXCESS, limit=_GRID_LIMIT // len(mlps))
+        values = rounded(every, grid, quantiles(every, grid, binning), binning, _PROBES, _EXCESS / 4)
     else:
         values = torch.stack([quantiles(c, grid, binning).float() for c in counts])
     errors = [

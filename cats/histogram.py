@@ -44,6 +44,7 @@ class Binning:
     def number(self, values: Tensor) -> Tensor:
         """The bin of each value, int32 in the shape of `values`; infinities and NaN are in the last."""
         bits = torch.bitwise_and(values.float().view(torch.int32), 0x7FFFFFFF)  # without the sign
+        bits.clamp_(max=0x7F800000)  # NaN as infinity: its bits are any above
         if self.fold is not None:
             # a sum of two step functions that never fall: its steps are the steps of both
             distance = torch.sub(self.fold, bits.view(torch.float32)).view(torch.int32)  # < 0 above the fold
@@ -132,26 +133,43 @@ def refined(
     goals = torch.stack(_shares(below, aims, binning, 0.0)).mean(0)
     while True:
         t = interpolate(grid, _quantiles(below, grid, binning), probes[None])
-        excess = (torch.stack(_shares(below, t, binning, 0.0)).mean(0) - goals).abs()
-        worst = excess.max(1)
-        order = worst.values.argsort(descending=True)[: limit - len(grid)]
-        added = probes[worst.indices[order][worst.values[order] > tolerance]]
+        reached = torch.stack(_shares(below, t, binning, 0.0)).mean(0)
+        worst = (reached - goals).abs().max(1)
+        # where quantiles turn steep, at a fold, the share reached is that of the turn: stay before it
+        turns = reached.gather(1, worst.indices[:, None])[:, 0].to(probes.dtype)
+        kinks = probes[(torch.searchsorted(probes, turns, right=True) - 1).clamp(min=0)]
+        chosen = torch.where(torch.isin(kinks, grid), probes[worst.indices], kinks)
+        order = worst.values.argsort(descending=True)[: max(0, limit - len(grid))]
+        added = chosen[order][worst.values[order] > tolerance]
         wider = torch.cat([grid, added]).unique()
         if len(wider) == len(grid):
             return grid
         grid = wider
 
 
-def rounded(counts: Tensor, values: Tensor, binning: Binning, tolerance: float) -> Tensor:
-    """`values` [R, G] in the fewest decimal digits that move no share of counts [R, bins] by `tolerance`."""
+def rounded(
+    counts: Tensor, grid: Tensor, values: Tensor, binning: Binning, probes: Tensor, tolerance: float
+) -> Tensor:
+    """Quantiles `values` [R, G] at `grid` in as few decimal digits as move no share by `tolerance`, fp32.
+
+    That is neither at a point of the grid nor at the `probes` between it and its neighbours.
+    """
     below = _below(counts)
-    goals = torch.stack(_shares(below, values, binning, 0.0))
+    every = torch.cat([grid, probes])
+    place = torch.searchsorted(grid, every).expand(len(values), -1)  # the point at or after each
+
+    def shares(row: Tensor) -> Tensor:
+        return torch.stack(_shares(below, interpolate(grid, row, every[None]), binning, 0.0))
+
+    goals = shares(values)
     result = values.float().double()
     for digits in range(9, 3, -1):
         text = [[float(f"{value:.{digits}g}") for value in row] for row in values.tolist()]
         shorter = torch.tensor(text, dtype=torch.float32).double()
-        moved = (torch.stack(_shares(below, shorter, binning, 0.0)) - goals).abs().amax(0)
-        result = torch.where(moved < tolerance, shorter, result)
+        moved = (shares(shorter) - goals).abs().amax(0)
+        before = torch.zeros_like(values).scatter_reduce_(1, place, moved, "amax")
+        after = torch.cat([before[:, 1:], torch.zeros_like(before[:, :1])], 1)
+        result = torch.where(torch.maximum(before, after) < tolerance, shorter, result)
     return result.float().cummax(1).values
 
 
