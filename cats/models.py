@@ -123,7 +123,9 @@ def _locate(name: str) -> tuple[dict, dict]:
             "revision": None,
             "sha256": _fingerprint(path),
         }
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
+        raise CatsError(f"There is no model folder or .gguf file {name}: check the path.")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", name):
         source = _hub_source(name)
         revision = source.get("revision") or source["pretrained_model_name_or_path"].name
         return source, {"id": name, "revision": revision, "sha256": None}

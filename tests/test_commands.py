@@ -64,7 +64,7 @@ WRONG = {
     "generate hi --thresholds good.json --model empty-folder": "no config.json",
     "generate hi --thresholds good.json --model broken-folder": "truncated or incomplete",
     "generate hi --thresholds good.json --model truncated.gguf": "truncated or incomplete",
-    "generate hi --thresholds good.json --model absent.gguf": "Unknown model",
+    "generate hi --thresholds good.json --model absent.gguf": "no model folder or .gguf file",
     "generate hi --thresholds good.json --model random:llama-2-70b": "no tokenizer",
     "generate hi --thresholds good.json --dtype fp8": "Unknown dtype",
     "generate hi --thresholds good.json --device gpu": "Unknown device",
