@@ -119,7 +119,9 @@ def _check_window(model, max_length: int, stride: int | None) -> None:
 def _windows(document: int, ids: list[int], prefix: list[int], max_length: int, stride: int) -> list[_Window]:
     """Cut one document; each window is the prefix, tokens of context, and `scored` new tokens."""
     room = max_length - len(prefix)
-    context = max(max_length - stride, 0 if prefix else 1)
+    if room < (1 if prefix else 2):
+        raise CatsError(f"max_length={max_length} leaves no room for text behind the first token: use more.")
+    context = max(room - stride, 0 if prefix else 1)
     windows = []
     done = 0 if prefix else 1  # without a prefix the first token has nothing to be predicted from
     while done < len(ids):
