@@ -8,6 +8,7 @@ import numpy as np
 from cats import corpora
 from cats.crew import Crew
 from cats.evaluation import document_nll
+from cats.readers import HUB, LOCAL
 
 PREFIX = "text:"
 _LENGTH = 1024  # tokens of context at most
@@ -31,8 +32,9 @@ def is_text(name: str) -> bool:
 
 
 def check(name: str) -> None:
-    """Raises CatsError for an unknown corpus, a missing file or no network."""
-    load(name, documents=None, seed=0)
+    """Raises CatsError for an unknown corpus or a missing file; a corpus by name is not read for it."""
+    if name.removeprefix(PREFIX) not in {*LOCAL, *HUB}:
+        load(name, documents=None, seed=0)
 
 
 def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
