@@ -1,6 +1,5 @@
 """What the commands of `cats` do with their parsed arguments; `cats_cli` says what these are."""
 
-import json
 import sys
 import time
 from argparse import Namespace
@@ -26,8 +25,9 @@ def calibrate(given: Namespace) -> None:
         raise CatsError(f"The thresholds file {output} must end in .json.")
     if not output.absolute().parent.is_dir():
         raise CatsError(f"The folder {output.parent} does not exist: make it first.")
-    loaded = _load(given)
+    models.config(given.model)  # an unknown name, and a wrong corpus, are said before the weights are read
     corpus = corpora.load(given.corpus, split=given.split)
+    loaded = _load(given)
     batches = corpora.batches(
         corpus,
         loaded.tokenizer,
@@ -173,7 +173,8 @@ def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
         f"sparsity exact to {100 * thresholds.grid_error:.3f} percentage points"
     )
     print(f"corpus      {corpus.get('name', '?')} ({corpus.get('split', '?')}), {thresholds.tokens:,} tokens")
-    print(f"policy      {json.dumps(thresholds.policy, ensure_ascii=False)}")
+    policy = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in thresholds.policy.items())
+    print(f"policy      {policy}")
     columns = [thresholds.at(s) for s in at]
     per_neuron = columns[0].ndim == 2
     if per_neuron:

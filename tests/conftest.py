@@ -1,10 +1,15 @@
 """Fixtures that several test files use: toy models, their text, and the embedded model."""
 
-import pytest
-import toys
+import os
 
-from cats import calibration, corpora, models
-from cats.errors import CatsError
+# Threads that wait for each other by spinning take minutes for seconds of work where a core is shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+import toys  # noqa: E402
+
+from cats import calibration, corpora, models  # noqa: E402
+from cats.errors import CatsError  # noqa: E402
 
 
 @pytest.fixture
