@@ -5,11 +5,11 @@ import os
 # Threads that wait for each other by spinning take minutes for seconds of work where a core is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest  # noqa: E402
-import toys  # noqa: E402
+import pytest
+import toys
 
-from cats import calibration, corpora, models  # noqa: E402
-from cats.errors import CatsError  # noqa: E402
+from cats import calibration, corpora, models
+from cats.errors import CatsError
 
 
 @pytest.fixture
