@@ -58,7 +58,7 @@ def test_values_become_plain_json(tmp_path):
             "nll_nats": [np.float32(1.5)],
             "tokens": [torch.tensor(7)],
             "perplexity": [math.nan],
-            "corpus": ["/home/someone/books/text.jsonl"],
+            "corpus": ["/srv/someone/books/text.jsonl"],
         }
     )
     path = write(tmp_path, rows=rows, model={"id": "/models/mine"}, sparsities=(0.3, 0.5))
