@@ -44,6 +44,7 @@ def hardware() -> dict:
 
 
 def software() -> dict:
+    """Versions of Python, of the packages that results depend on (None where missing), and of CUDA."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

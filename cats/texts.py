@@ -28,6 +28,7 @@ class LoadedText:
 
 
 def is_text(name: str) -> bool:
+    """Whether a task's name asks for the perplexity of a corpus."""
     return name.startswith(PREFIX)
 
 

@@ -21,6 +21,8 @@ TOKENS = 4096  # of text on which it is measured: layers x levels readings of so
 
 
 class Allocated(Rule):
+    """The rule `allocated`: layers that suffer least from their mask drop most."""
+
     name = "allocated"
     title = "CATS, allocated by layer"
     what = (

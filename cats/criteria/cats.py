@@ -5,6 +5,8 @@ from cats.criteria.rule import Fit, Rule
 
 
 class Cats(Rule):
+    """The rule `cats`: the paper's, against which the others are held."""
+
     name = "cats"
     title = "CATS"
     what = "one threshold a layer, the quantile of |act(x W_gate)| (the paper)"

@@ -6,6 +6,8 @@ from cats.criteria.rule import WeightedRule
 
 
 class Chess(WeightedRule):
+    """The rule `chess`: weights [L, m] are the means of |x W_up| over the calibration tokens."""
+
     name = "chess"
     title = "CHESS rule"
     what = "score |z| times the neuron's mean |x W_up|, one threshold a layer on the score (CHESS)"

@@ -1,4 +1,4 @@
-"""Thresholds per neuron and a sparsity per layer together: what keeps most at the bytes of CATS."""
+"""Thresholds per neuron and a sparsity per layer together, at the bytes of CATS."""
 
 from cats.criteria.allocated import allocate
 from cats.criteria.neuron import Neuron
@@ -6,6 +6,8 @@ from cats.criteria.rule import Fit
 
 
 class Combined(Neuron):
+    """The rule `combined`: the weights of `neuron`, the sparsities of `allocated`."""
+
     name = "combined"
     title = "CATS per neuron, allocated"
     what = "the thresholds of `neuron` with the allocation of `allocated`: the kernel and the bytes of CATS"

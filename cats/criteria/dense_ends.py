@@ -10,6 +10,8 @@ from cats.structure import find_gated_mlps
 
 
 class DenseEnds(Rule):
+    """The rule `dense-ends`: refuses a sparsity that the layers between cannot make up for."""
+
     name = "dense-ends"
     title = "CATS, dense ends"
     what = "CATS, but the first and the last layer stay dense and the others make up for it"

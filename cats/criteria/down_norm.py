@@ -8,6 +8,8 @@ from cats.structure import find_gated_mlps
 
 
 class DownNorm(WeightedRule):
+    """The rule `down-norm`: weights [L, m] are the norms of the rows of W_down transposed."""
+
     name = "down-norm"
     title = "CATS x |W_down|"
     what = "score |z| times the norm of the neuron's row of W_down, one threshold a layer on the score"

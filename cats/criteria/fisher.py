@@ -12,6 +12,8 @@ from cats.thresholds import Thresholds, interpolate
 
 
 class Fisher(WeightedRule):
+    """The rule `fisher`: weights [L, m] need gradients, so calibration runs backward once a batch."""
+
     name = "fisher"
     title = "Loss-weighted CATS"
     what = (

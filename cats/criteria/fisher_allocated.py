@@ -6,6 +6,8 @@ from cats.criteria.rule import Fit
 
 
 class FisherAllocated(Fisher):
+    """The rule `fisher-allocated`: the weights of `fisher`, the sparsities of `allocated`."""
+
     name = "fisher-allocated"
     title = "Loss-weighted CATS, allocated"
     what = "the scores of `fisher` with the allocation of `allocated`: the kernel and the bytes of CATS"

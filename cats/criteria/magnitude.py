@@ -5,6 +5,8 @@ from cats.criteria.rule import Fit, Rule
 
 
 class Magnitude(Rule):
+    """The rule `magnitude`: zeroes the smallest static weights; no activation is masked."""
+
     name = "magnitude"
     title = "Magnitude (static weights)"
     what = "the weights of lowest magnitude are zero, in every linear layer"

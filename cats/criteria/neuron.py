@@ -14,6 +14,8 @@ _AT = 0.5  # gate sparsity at which "near the threshold" is judged
 
 
 class Neuron(WeightedRule):
+    """The rule `neuron`: weights [L, m] are the rms of x W_up of tokens near the threshold."""
+
     name = "neuron"
     title = "CATS per neuron"
     what = (

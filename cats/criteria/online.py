@@ -53,6 +53,8 @@ class OnlineFit(Fit):
 
 
 class Online(Rule):
+    """The rule `online`: starts from the thresholds of `cats` and steers them while it runs."""
+
     name = "online"
     title = "CATS, corrected online"
     what = (

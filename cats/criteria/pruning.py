@@ -94,6 +94,7 @@ class _State:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder's blocks in order; CatsError where the model keeps them elsewhere."""
     layers = getattr(model.get_decoder(), "layers", None) if hasattr(model, "get_decoder") else None
     if not isinstance(layers, nn.ModuleList):
         raise CatsError(

@@ -38,6 +38,8 @@ class ReluFit(Fit):
 
 
 class Relufication(Rule):
+    """The rule `relufication`: takes no sparsity, ReLU decides what is zero."""
+
     name = "relufication"
     title = "ReLUfication"
     what = "ReLU in place of the activation, no threshold (the paper's baseline)"

@@ -5,6 +5,8 @@ from cats.criteria.rule import Fit, Rule
 
 
 class Wanda(Rule):
+    """The rule `wanda`: zeroes static weights of small |w| times input norm; nothing is masked."""
+
     name = "wanda"
     title = "Wanda (static weights)"
     what = (
