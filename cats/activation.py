@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from cats_kernels import MAX_ROWS, cats_mlp, tuning
+from cats_kernels import MAX_ROWS, cats_mlp, crossover
 from torch import Tensor, nn
 
 from cats.errors import CatsError
@@ -173,7 +173,7 @@ class CatsMLP(nn.Module):
             and self.w_down_t.is_contiguous()
             and not torch.is_autocast_enabled(x.device.type)
             and 0 < self.sparsity  # at 0 the layer stays the dense one, bit for bit
-            and (x.device.type == "cpu" or tuning.sparse_pays(rows, self.sparsity))
+            and (x.device.type == "cpu" or crossover.sparse_pays(rows, self.sparsity))
         )
 
     def masks(self, x: Tensor) -> bool:

@@ -62,7 +62,7 @@ class Record:
         """True where the kernels measured are not today's; only experiments with kernels can be stale."""
         if self.content["experiment"] not in KERNEL_EXPERIMENTS:
             return False
-        return self.content["kernel_hash"] != kernel_hash()
+        return self.content["kernel_hash"] != kernel_hash(gpu=self.content["hardware"]["driver"] is not None)
 
     def provenance(self) -> str:
         """One line: file, model, hardware, software, commit, date; a warning where the kernels changed."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 import toys
 import triton
-from cats_kernels import cpu, reference, tuning
+from cats_kernels import cpu, crossover, reference
 
 from cats import structure
 from cats.sparsify import sparsify
@@ -275,7 +275,7 @@ def test_under_inference_mode_and_compile():
 def test_generate_equals_the_masked_model_token_for_token(rows, dtype, monkeypatch):
     model = toys.toy("llama", dtype=dtype)
     sparsify(model, toys.constant_thresholds(model, most=0.5), 0.4)
-    monkeypatch.setattr(tuning, "sparse_pays", lambda *_: True)  # equal whether or not it is faster
+    monkeypatch.setattr(crossover, "sparse_pays", lambda *_: True)  # equal whether or not it is faster
     calls = []
     sparse = cpu.cats_mlp
     monkeypatch.setattr(cpu, "cats_mlp", lambda *arguments: calls.append(1) or sparse(*arguments))

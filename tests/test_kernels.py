@@ -10,7 +10,7 @@ from pathlib import Path
 import cats_kernels
 import pytest
 import torch
-from cats_kernels import reference, tuning
+from cats_kernels import crossover, reference
 
 CHECKS = [Path(__file__).with_name(name) for name in ("kernel_checks.py", "bench_checks.py")]
 GPU = torch.cuda.is_available()
@@ -28,14 +28,14 @@ def test_kernels_and_benchmarks():
 
 
 def test_the_crossover_follows_the_union():
-    assert tuning.union_density(4, 0.9) == pytest.approx(1 - 0.9**4)
-    assert tuning.sparse_pays(1, 0.5)
-    assert tuning.sparse_pays(2, 0.9)
-    assert not tuning.sparse_pays(16, 0.3), "sixteen independent rows need nearly every neuron"
-    assert tuning.sparse_pays(16, 0.3, union=0.3), "unless they want the same ones"
-    assert not tuning.sparse_pays(17, 0.99)
+    assert crossover.union_density(4, 0.9) == pytest.approx(1 - 0.9**4)
+    assert crossover.sparse_pays(1, 0.5)
+    assert crossover.sparse_pays(2, 0.9)
+    assert not crossover.sparse_pays(16, 0.3), "sixteen independent rows need nearly every neuron"
+    assert crossover.sparse_pays(16, 0.3, union=0.3), "unless they want the same ones"
+    assert not crossover.sparse_pays(17, 0.99)
     for rows in range(2, 17):
-        pays = [tuning.sparse_pays(rows, s / 100) for s in range(100)]
+        pays = [crossover.sparse_pays(rows, s / 100) for s in range(100)]
         assert pays == sorted(pays), "what pays at one sparsity pays at every higher one"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cats import CatsError, paths, records
+from cats import CatsError, environment, paths, records
 
 MODEL = {"id": "toy", "parameters": 10, "weights": "random"}
 DATA = {"corpus": "none", "documents": 0}
@@ -137,6 +137,18 @@ def test_changed_kernels_make_only_their_records_stale(tmp_path):
     assert decode.stale and "WARNING: the kernels have changed" in decode.provenance()
     perplexity = records.read("perplexity", folder=tmp_path)
     assert not perplexity.stale and "WARNING" not in perplexity.provenance()
+
+
+def test_kernels_of_the_other_processor_do_not_make_a_record_stale(tmp_path, monkeypatch):
+    for name in ("cpu.py", "decode.py", "crossover.py"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(paths, "KERNELS", tmp_path)
+    before = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
+    for name, changed in (("crossover.py", set()), ("cpu.py", {False}), ("decode.py", {True})):
+        (tmp_path / name).write_text("changed")
+        after = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
+        assert {gpu for gpu in before if before[gpu] != after[gpu]} == changed
+        before = after
 
 
 def test_provenance_is_one_line_without_paths_or_host(tmp_path):

@@ -10,7 +10,7 @@ from collections import defaultdict
 
 import torch
 import workload
-from cats_kernels import reference, tuning
+from cats_kernels import crossover, reference
 from real import RealModel
 from tqdm import tqdm
 
@@ -73,7 +73,8 @@ def unions(net: RealModel, sparsity: float, stretches, options) -> list[dict]:
                 {
                     "model": net.model["id"], "layer": layer, "sparsity": sparsity, "rows": count,
                     "kind": kind, "union_density": union,
-                    "independent_density": tuning.union_density(count, dropped), "realised_sparsity": dropped,
+                    "independent_density": crossover.union_density(count, dropped),
+                    "realised_sparsity": dropped,
                     "groups": len(stretches) if kind == "consecutive" else len(groups),
                 }
                 for kind, union in found.items()

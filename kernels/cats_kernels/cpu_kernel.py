@@ -1,4 +1,7 @@
-"""The decode kernel of section 3.2 for a CPU, compiled by numba: gate, threshold, surviving rows."""
+"""The decode kernel of section 3.2 for a CPU, compiled by numba: gate, threshold, surviving rows.
+
+All in one file: numba's cache of machine code notices a change of the file that it was compiled from only.
+"""
 
 import math
 
