@@ -5,11 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from cats import memory, models, plans, results
+from cats.configuration import Calibration, configurations
 from cats.crew import Crew, join
 from cats.errors import CatsError
 from cats.masking import Policy
 from cats.plans import Run
-from cats.suite import Calibration, Suite, configurations
+from cats.suite import Suite
 
 
 def main(given: Namespace) -> None:

@@ -81,7 +81,7 @@ def _read(
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
         cache = DynamicCache(config=model.config)
-        masking.begin("prefill", valid[part])
+        masking.begin("prefill", valid[part], prompt=valid[part].sum(1))
         logits = model(
             input_ids=ids[part],
             attention_mask=valid[part].long(),

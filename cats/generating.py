@@ -1,13 +1,13 @@
 """The generative half of the harness: lm-eval's `generate_until` by greedy search over large batches."""
 
 import json
+from collections.abc import Callable
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm.auto import tqdm
 
-from cats.continuation import continue_prompts
 from cats.errors import CatsError
 from cats.masking import Masking
 
@@ -16,14 +16,15 @@ _KEYS = 32  # tokens in the cache, as a multiple of those of a call
 
 
 class Generating(HFLM):
-    """What `cats.harness.Harness` generates with; `masking`, `tokens`, `processed` and `label` are set
-    there.
+    """What `cats.harness.Harness` generates with; `masking`, `tokens`, `processed`, `label` and
+    `continuing` are set there.
     """
 
     masking: Masking
     tokens: int
     processed: int
     label: str
+    continuing: Callable
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """lm-eval's generation, greedy alone: the texts, cut where a stop sequence begins. Raises CatsError
@@ -58,7 +59,7 @@ class Generating(HFLM):
             rows = max(1, min(_ROWS, self._cache_tokens() // (len(encoded[start][1]) + new_tokens)))
             batch = encoded[start : start + rows]
             try:
-                added = continue_prompts(
+                added = self.continuing(
                     self.model,
                     [ids for _, ids in batch],
                     new_tokens=new_tokens,

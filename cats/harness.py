@@ -3,7 +3,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from cats.continuation import left_padded
+from cats.continuation import continue_prompts, left_padded
 from cats.errors import CatsError
 from cats.generating import Generating
 from cats.masking import Masking
@@ -46,16 +46,26 @@ class Harness(Generating):
 
     Continuations of one context are scored over one reading of it where the model's cache allows; a batch
     holds about `tokens` tokens, halved when memory does not suffice. Log-probabilities are summed in fp32.
-    `masking` is told of each call. Generation is plain greedy search.
+    `masking` is told of each call. Generation is greedy search by `continuing`, of the interface of
+    `cats.continuation.continue_prompts`.
     """
 
-    def __init__(self, model, tokenizer, *, masking: Masking | None = None, tokens: int | None = None):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        masking: Masking | None = None,
+        tokens: int | None = None,
+        continuing: Callable = continue_prompts,
+    ):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         super().__init__(
             pretrained=model, tokenizer=tokenizer, batch_size=1 << 20
         )  # rolling windows all at once
         self.masking = masking or Masking(model)
         self.tokens = tokens or (_GPU_TOKENS if self.device.type == "cuda" else _CPU_TOKENS)
+        self.continuing = continuing
         self.processed = 0  # tokens that the model has read, padding excluded
         self.label = "requests"
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -130,7 +140,7 @@ class Harness(Generating):
 
     def _sharing(self, group: _Group) -> bool:
         """Whether a context may be read apart: not where a mask depends on the length of what follows."""
-        if self.masking.policy.last_share < 1:
+        if self.masking.whole:
             return False
         layers = DynamicCache(config=self.model.config).layers
         if any(type(layer).__name__ not in _SHAREABLE for layer in layers):
@@ -169,7 +179,8 @@ class Harness(Generating):
         it.
         """
         rows = [group.context + group.continuations[0][1][:-1] for group in batch]
-        logits = self._call(rows, keep=max(group.longest for group in batch))
+        prompt = torch.tensor([len(group.context) - 1 for group in batch])
+        logits = self._call(rows, keep=max(group.longest for group in batch), prompt=prompt)
         targets, owners = [], []
         for row, group in enumerate(batch):
             for _, continuation in group.continuations:
@@ -201,10 +212,16 @@ class Harness(Generating):
         return [found[row, k] for row, group in enumerate(batch) for k in range(len(group.continuations))]
 
     def _call(
-        self, rows: list[list[int]], *, keep: int | None = None, cache=None, behind: list[int] = ()
+        self,
+        rows: list[list[int]],
+        *,
+        keep: int | None = None,
+        cache=None,
+        behind: list[int] = (),
+        prompt: Tensor | None = None,
     ) -> Tensor:
         """Logits of one call of the model, told to `masking`; `behind`: lengths of what the cache has of
-        each row.
+        each row; `prompt` as `cats.sites.Call`.
         """
         ids, valid = left_padded(rows, self.device)
         before = 0
@@ -213,7 +230,7 @@ class Harness(Generating):
             before = torch.tensor(behind, device=self.device)[:, None]
             width = cache.get_seq_length()
             mask = torch.cat([torch.arange(width, device=self.device) >= width - before, valid], dim=1)
-        self.masking.begin("prefill", valid, before=before)
+        self.masking.begin("prefill", valid, before=before, prompt=prompt)
         self.processed += sum(map(len, rows))
         options = {"logits_to_keep": keep} if keep and self._keeps else {}
         return self.model(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cats.activation import ACTIVATIONS, PREFILL, CatsMLP, cats, unrounded
 from cats.errors import CatsError
+from cats.sites import Call, Site, attached
 from cats.structure import places
 
 PHASES = ("prefill", "decode")
@@ -62,8 +63,8 @@ class Policy:
 
 
 class Masking:
-    """Context manager: the sparse MLPs of `model` mask under `policy`, and are counted, with no
-    synchronisation.
+    """Context manager: the sparse MLPs of `model`, or the sites of a rule that has others
+    (`cats.sites`), mask under `policy`, and are counted, with no synchronisation.
 
     Announce each call by `begin`; without that every token is valid, and a call of one token a sequence is
     decode. `hold` [L]: gate sparsities that the thresholds are steered to while the model runs (see
@@ -72,19 +73,20 @@ class Masking:
 
     def __init__(self, model: nn.Module, policy: Policy | None = None, *, steer: Callable | None = None):
         self.model = model
-        self.modules: list[CatsMLP] = [module for _, _, module in places(model)]
+        self.modules: list[CatsMLP | Site] = [module for _, _, module in places(model)] or attached(model)
         self.policy = policy or Policy()
         self.steer = steer
         self._phase: str | None = None
         self._valid: Tensor | None = None
         self._masked: Tensor | None = None
+        self._prompt: Tensor | None = None
         self._rows: list[Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget what was counted."""
         layers = len(self.modules)
-        device = self.modules[0].threshold.device if layers else "cpu"
+        device = _device(self.modules[0]) if layers else "cpu"
         self._zeroed = {phase: torch.zeros(layers, dtype=torch.int64, device=device) for phase in PHASES}
         self._tokens = {phase: torch.zeros(layers, dtype=torch.int64, device=device) for phase in PHASES}
 
@@ -92,18 +94,31 @@ class Masking:
         if any(module.combine is not None for module in self.modules):
             raise CatsError("This model is inside another Masking: leave that one first.")
         for layer, module in enumerate(self.modules):
-            module.combine = partial(self._combine, layer, module)
+            if isinstance(module, Site):
+                module.combine = partial(self._keep, layer, module)
+                module.call = self._call
+            else:
+                module.combine = partial(self._combine, layer, module)
         return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether what is masked depends on all of a sequence, so that it must be read in one call."""
+        return self.policy.last_share < 1 or any(getattr(module, "whole", False) for module in self.modules)
 
     def __exit__(self, *_):
         for module in self.modules:
             module.combine = None
+            if isinstance(module, Site):
+                module.call = None
 
-    def begin(self, phase: str, valid: Tensor, *, before: Tensor | int = 0) -> None:
+    def begin(
+        self, phase: str, valid: Tensor, *, before: Tensor | int = 0, prompt: Tensor | None = None
+    ) -> None:
         """Announce the next call of the model: `valid` [B, T] bool, False for padding; `before` as
-        Policy.chosen.
+        Policy.chosen; `prompt` as `cats.sites.Call`.
         """
-        self._phase, self._valid = phase, valid
+        self._phase, self._valid, self._prompt = phase, valid, prompt
         self._masked = None
         if phase == "prefill" and self.policy != Policy():
             self._masked = self.policy.chosen(valid, before)
@@ -125,8 +140,9 @@ class Masking:
             self._tokens["decode"] += valid.sum()
 
     def realised(self, gather: Callable = lambda value: [value]) -> dict[str, dict]:
-        """For each phase that had tokens: tokens, gate_sparsity, and by_layer, shares of all gate
-        activations.
+        """For each phase that had tokens: tokens, gate_sparsity (share of the MLPs' neurons; None where a
+        rule drops others too), by_layer (share of what could be dropped, counted in weights), and
+        skipped_weights, the weights that a token did without, on average.
 
         `gather` collects a value from every process of an evaluation.
         """
@@ -136,21 +152,31 @@ class Masking:
             zeroed, tokens = torch.tensor(gather(counts), dtype=torch.float64).sum(0)
             if not self.modules or not tokens[0]:
                 continue
-            widths = torch.tensor([module.intermediate_size for module in self.modules])
-            result[phase] = {
-                "tokens": int(tokens[0]),
-                "gate_sparsity": float(zeroed.sum() / (tokens * widths).sum()),
-                "by_layer": [round(share, 5) for share in (zeroed / (tokens * widths)).tolist()],
-            }
+            result[phase] = {"tokens": int(tokens[0]), **_shares(self.modules, zeroed / tokens)}
         return result
 
-    def _combine(self, layer: int, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
-        shape = gate.shape
+    def _call(self) -> Call | None:
+        return None if self._phase is None else Call(self._phase, self._valid, self._prompt)
+
+    def _now(self, shape: torch.Size, device) -> tuple[str, Tensor | None]:
+        """The phase of a call on activations of `shape` [..., T, n], and which of its tokens are masked."""
         phase = self._phase or ("decode" if shape[-2] == 1 else "prefill")
         masked = self._masked
         if self._phase is None and phase == "prefill" and self.policy != Policy():
-            everything = torch.ones(shape[:-1], dtype=torch.bool, device=gate.device).reshape(-1, shape[-2])
+            everything = torch.ones(shape[:-1], dtype=torch.bool, device=device).reshape(-1, shape[-2])
             masked = self.policy.chosen(everything)
+        return phase, masked
+
+    def _keep(self, place: int, site: Site, keep: Tensor) -> Tensor:
+        phase, masked = self._now(keep.shape, keep.device)
+        if masked is not None:
+            keep = keep | ~masked.reshape(*keep.shape[:-1], 1).to(keep.device)
+        self._note(place, phase, (~keep).reshape(-1, keep.shape[-1]).sum(-1))
+        return keep
+
+    def _combine(self, layer: int, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
+        shape = gate.shape
+        phase, masked = self._now(shape, gate.device)
         product = _product(module.activation, gate.device.type)
         h, zeroed = product(
             gate.reshape(-1, shape[-1]),
@@ -177,6 +203,28 @@ class Masking:
         else:
             self._tokens[phase][layer] += len(zeroed)
         self._zeroed[phase][layer] += zeroed.sum().to(home)
+
+
+def _device(module: CatsMLP | Site) -> torch.device:
+    return module.linear.weight.device if isinstance(module, Site) else module.threshold.device
+
+
+def _shares(modules: list[CatsMLP | Site], zeroed: Tensor) -> dict:
+    """gate_sparsity, by_layer and skipped_weights from the zeros a token [modules], fp64."""
+    sites = isinstance(modules[0], Site)
+    widths = torch.tensor([m.width if sites else m.intermediate_size for m in modules])
+    weights = torch.tensor([m.weights if sites else 2 * m.hidden_size for m in modules])
+    layers = torch.tensor([module.layer for module in modules] if sites else range(len(modules)))
+    skipped, whole = (
+        torch.zeros(int(layers.max()) + 1, dtype=torch.float64).index_add_(0, layers, part.double())
+        for part in (zeroed * weights, widths * weights)
+    )
+    neurons = not sites or all(module.neurons for module in modules)
+    return {
+        "gate_sparsity": float(zeroed.sum() / widths.sum()) if neurons else None,
+        "by_layer": [round(share, 5) for share in (skipped / whole).tolist()],
+        "skipped_weights": float(skipped.sum()) - (sum(m.extra for m in modules) if sites else 0),
+    }
 
 
 def masked_product(activation: str, gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None):

@@ -9,14 +9,15 @@ import yaml
 
 from cats import criteria, memory, models, results, tasks, texts
 from cats.accounting import account
+from cats.configuration import Calibration, Configuration
 from cats.crew import Crew
 from cats.errors import CatsError
 from cats.masking import Policy
-from cats.suite import Calibration, Configuration, Suite
+from cats.suite import Suite
 
 _KEYS = {
     *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
-    *("documents", "seed", "chat", "batch_tokens", "device", "geometry"),
+    *("documents", "seed", "chat", "batch_tokens", "device", "geometry", "level"),
 }
 
 
@@ -66,7 +67,9 @@ def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
     for run in runs:
         tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
         config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
-        account(config)
+        shape = account(config)
+        for configuration in run.configurations:
+            configuration.own(shape)
         needed = memory.estimate(config, run.dtype, tokens=run.batch_tokens or 8192)
         lines.append(f"{run}; about {needed}")
     return lines
@@ -163,13 +166,14 @@ def _run(given: dict, where: str, device: str | None) -> Run:
     except TypeError as error:
         raise CatsError(f"{where}: {str(error).split(') ')[-1]}.") from error
     names = task_names(given.pop("tasks"))
-    wanted = [c for rule in given.pop("rules") for c in _configurations(rule, policy, where)]
+    level = given.pop("level", "rule")
+    wanted = [c for rule in given.pop("rules") for c in _configurations(rule, policy, level, where)]
     if device is not None:
         given["device"] = device
     return Run(**given, tasks=names, configurations=wanted, calibration=calibration)
 
 
-def _configurations(rule: str | dict, policy: Policy, where: str) -> list[Configuration]:
+def _configurations(rule: str | dict, policy: Policy, level: str, where: str) -> list[Configuration]:
     """A rule as a name, or as {name: [sparsities]}."""
     if isinstance(rule, str):
         return [Configuration(rule, None, policy)]
@@ -179,5 +183,6 @@ def _configurations(rule: str | dict, policy: Policy, where: str) -> list[Config
     if name != criteria.DENSE:
         criteria.rule(name)
     return [
-        Configuration(name, level, policy) for level in (levels if isinstance(levels, list) else [levels])
+        Configuration(name, sparsity, policy, level)
+        for sparsity in (levels if isinstance(levels, list) else [levels])
     ]

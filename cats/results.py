@@ -214,7 +214,9 @@ def _average(group: list[Outcome], outcomes: Sequence[Outcome]) -> dict | None:
         "acc_se": float(np.sqrt((errors**2).sum()) / len(chosen)),
         "acc_norm": None,
         "acc_norm_se": None,
-        "realised_sparsity": float(np.mean([each.sparsity["gate_realised"] for each in chosen])),
+        "realised_sparsity": None
+        if chosen[0].sparsity["gate_realised"] is None
+        else float(np.mean([each.sparsity["gate_realised"] for each in chosen])),
         "realised_model_sparsity": float(np.mean([each.sparsity["model_realised"] for each in chosen])),
         "realised_prefill": None,
         "delta_acc": None,
@@ -244,7 +246,7 @@ def _key(outcome: Outcome) -> tuple:
     chosen = outcome.configuration
     return (
         outcome.model["id"],
-        *(str(chosen[name]) for name in ("rule", "sparsity", "policy", "chat", "documents")),
+        *(str(chosen.get(name)) for name in ("rule", "sparsity", "level", "policy", "chat", "documents")),
     )
 
 

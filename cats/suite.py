@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -15,61 +15,12 @@ from tqdm.auto import tqdm
 from cats import corpora, criteria, tasks, texts
 from cats.accounting import Accounting, account
 from cats.answers import answer, questions
+from cats.configuration import Calibration, Configuration
 from cats.crew import Crew
-from cats.errors import CatsError
 from cats.harness import Harness
-from cats.masking import Masking, Policy
+from cats.masking import Masking
 from cats.models import LoadedModel
 from cats.outcomes import Outcome, summarise
-from cats.thresholds import sparsities
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A rule at a sparsity under a policy; the rule "dense" and rules that are not adjustable have sparsity
-    None.
-    """
-
-    rule: str = criteria.DENSE
-    sparsity: float | None = None
-    policy: Policy = field(default_factory=Policy)
-
-    def __post_init__(self):
-        adjustable = self.rule != criteria.DENSE and criteria.rule(self.rule).adjustable
-        if self.rule == criteria.DENSE:
-            object.__setattr__(self, "policy", Policy())
-        if adjustable:
-            sparsities(self.sparsity, 1)
-        elif self.sparsity is not None:
-            raise CatsError(f"{self.rule} takes no sparsity: it has one of its own.")
-
-    def __str__(self) -> str:
-        return self.rule if self.sparsity is None else f"{self.rule} {self.sparsity:g}"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Text that rules are calibrated on: as `cats.corpora.load` and `batches` take it."""
-
-    corpus: str = corpora.DEFAULT
-    split: str = "train"
-    tokens: int = 60_000
-    sequence_length: int = 512
-    seed: int = 0
-
-
-def configurations(
-    rules: Sequence[str], at: Sequence[float], policy: Policy | None = None
-) -> list[Configuration]:
-    """Dense, then every rule at every sparsity (or once, where it takes none)."""
-    policy = policy or Policy()
-    result = [Configuration(policy=policy)]
-    for name in rules:
-        if name == criteria.DENSE:
-            continue
-        levels = at if criteria.rule(name).adjustable else [None]
-        result += [Configuration(name, level, policy) for level in levels]
-    return result
 
 
 class Suite:
@@ -156,6 +107,7 @@ class Suite:
         for configuration in wanted:
             if configuration.rule != criteria.DENSE:
                 criteria.rule(configuration.rule).check(self.loaded.model)
+                configuration.own(self.shape)
 
     def path(self, configuration: Configuration, name: str) -> Path:
         """The result file: what tells two evaluations apart is in the hash that ends its name."""
@@ -169,6 +121,7 @@ class Suite:
             "model": [self.loaded.info.get(key) for key in ("id", "revision", "sha256", "dtype", "seed")],
             "rule": configuration.rule,
             "sparsity": configuration.sparsity,
+            **({"level": configuration.level} if configuration.level != "rule" else {}),
             "policy": None if dense else configuration.policy.describe(),
             "calibration": None if dense else asdict(self.calibration),
             "documents": self.documents,
@@ -182,12 +135,16 @@ class Suite:
         """The model under a configuration, and the harness that evaluates it; dense again afterwards."""
         model = self.loaded.model
         fit = self._fit(configuration.rule)
+        own = configuration.own(self.shape)
         if fit is not None:
-            fit.apply(model, configuration.sparsity)
-        steer = None if fit is None else fit.steer(configuration.sparsity)
+            fit.apply(model, own)
+        steer = None if fit is None else fit.steer(own)
+        options = {} if fit is None else {"continuing": fit.continuing(own)}
         try:
             with Masking(model, configuration.policy, steer=steer) as masking:
-                yield Harness(model, self.loaded.tokenizer, masking=masking, tokens=self.batch_tokens)
+                yield Harness(
+                    model, self.loaded.tokenizer, masking=masking, tokens=self.batch_tokens, **options
+                )
         finally:
             if fit is not None:
                 fit.undo(model)
@@ -230,7 +187,7 @@ class Suite:
         fit = self._fit(configuration.rule)
         if harness.masking.steer is not None:
             fit.apply(
-                self.loaded.model, configuration.sparsity
+                self.loaded.model, configuration.own(self.shape)
             )  # each task starts from the calibrated thresholds
         harness.masking.reset()
         harness.processed = 0
@@ -244,6 +201,8 @@ class Suite:
         seconds = time.perf_counter() - started
         tokens = sum(self.crew.gather(harness.processed))
         realised = harness.masking.realised(self.crew.gather)
+        parts = self.crew.gather({} if fit is None else fit.counted())
+        counted = {key: sum(part[key] for part in parts) for key in parts[0]}
         return Outcome(
             task=task.name,
             documents=task.documents,
@@ -257,7 +216,7 @@ class Suite:
             model=self.loaded.info,
             metrics=summarise(scores),
             scores=scores,
-            sparsity=self._sparsity(configuration, fit, realised),
+            sparsity=self._sparsity(configuration, fit, realised, counted),
             speed={
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
@@ -267,15 +226,16 @@ class Suite:
             asked=None if generated is None else questions(task),
         )
 
-    def _sparsity(self, configuration: Configuration, fit, realised: dict) -> dict:
+    def _sparsity(self, configuration: Configuration, fit, realised: dict, counted: dict) -> dict:
         """Targets, and what was realised: over all phases, weighted by tokens, and by phase."""
-        total = sum(part["tokens"] for part in realised.values())
-        overall = (
-            sum(part["tokens"] * part["gate_sparsity"] for part in realised.values()) / total
-            if total
-            else 0.0
-        )
-        level = configuration.sparsity
+
+        def mean(what: str) -> float | None:
+            parts = [(part["tokens"], part[what]) for part in realised.values()]
+            if any(value is None for _, value in parts):
+                return None
+            return sum(count * value for count, value in parts) / max(1, sum(count for count, _ in parts))
+
+        level = configuration.own(self.shape)
         gate = 0.0 if fit is None else fit.gate_sparsity(level)
         return {
             "gate_target": gate,
@@ -283,9 +243,10 @@ class Suite:
             "bytes_per_token": self.shape.bytes_per_token()
             if fit is None
             else fit.bytes_per_token(self.shape, level),
-            "gate_realised": overall,
-            "model_realised": self.shape.model_sparsity(overall),
+            "gate_realised": mean("gate_sparsity"),
+            "model_realised": mean("skipped_weights") / self.shape.block_weights,
             "realised": realised,
+            **counted,
         }
 
     def _late(self, deadline: float | None) -> bool:

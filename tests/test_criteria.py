@@ -9,7 +9,7 @@ from torch import nn
 from cats import criteria
 from cats.accounting import account
 from cats.calibration import calibrate
-from cats.criteria import allocated, dense_ends, fisher, neuron, online, pruning
+from cats.criteria import allocated, dense_ends, fisher, neuron, online, pruning, sited
 from cats.errors import CatsError
 from cats.masking import Masking
 from cats.observation import Observation, SparsityMeter
@@ -17,7 +17,11 @@ from cats.sparsify import restore, sparsify
 from cats.structure import cats_mlps, find_gated_mlps
 
 GATE_RULES = [
-    name for name, rule in criteria.RULES.items() if rule.adjustable and name not in ("wanda", "magnitude")
+    name
+    for name, rule in criteria.RULES.items()
+    if rule.adjustable
+    and name not in ("wanda", "magnitude", "sirius")
+    and not isinstance(rule, sited.SitedRule)  # those are in test_rivals
 ]
 IDS = toys.tokens(seed=9)
 

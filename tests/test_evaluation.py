@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 import cats_cli
 from cats import criteria, memory, models, outcomes, pairs, plans, results, tasks
 from cats import mirrors as reading
+from cats.configuration import Calibration, Configuration, configurations
 from cats.errors import CatsError
 from cats.harness import Harness
 from cats.masking import Masking, Policy
@@ -22,7 +23,7 @@ from cats.observation import SparsityMeter
 from cats.outcomes import Outcome
 from cats.paths import ROOT
 from cats.sparsify import sparsify
-from cats.suite import Calibration, Configuration, Suite, configurations
+from cats.suite import Suite
 
 KINDS = {
     "piqa": "loglikelihood",

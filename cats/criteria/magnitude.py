@@ -14,6 +14,9 @@ class Magnitude(Rule):
     def check(self, model) -> None:
         blocks(model)
 
+    def reach(self, shape):
+        return 1.0
+
     def calibrate(self, model, batches=(), *, source=None, progress=True) -> Fit:
         return PrunedFit(
             self.name,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cats.accounting import Accounting
 from cats.activation import CatsMLP
 from cats.calibration import calibrate
+from cats.continuation import continue_prompts
 from cats.errors import CatsError
 from cats.sparsify import restore, sparsify
 from cats.structure import find_gated_mlps
@@ -41,6 +42,14 @@ class Fit:
         if any(isinstance(module, CatsMLP) for module in model.modules()):
             restore(model)
         return model
+
+    def continuing(self, sparsity: float | None) -> Callable:
+        """How text is generated: greedy search, of the interface of `cats.continuation.continue_prompts`."""
+        return continue_prompts
+
+    def counted(self) -> dict[str, int]:
+        """Counts of the text generated since the last call, which results keep; none for most rules."""
+        return {}
 
     def steer(self, sparsity: float) -> Callable | None:
         """What `cats.masking.Masking` moves thresholds with while the model runs; None leaves them."""
@@ -85,6 +94,22 @@ class Rule(ABC):
     def check(self, model: nn.Module) -> None:
         """Raise CatsError where the rule does not apply to the model; no text is read."""
         find_gated_mlps(model)
+
+    def reach(self, shape: Accounting) -> float:
+        """Model-level sparsity of this rule for each unit of its own sparsity."""
+        return shape.max_model_sparsity
+
+    def own_sparsity(self, shape: Accounting, model_sparsity: float) -> float:
+        """The rule's own sparsity for a target of model-level sparsity, the share of the blocks' linear
+        weights that a decoded token does without; CatsError where the rule cannot reach it.
+        """
+        reach = self.reach(shape)
+        if not self.adjustable or not 0 <= model_sparsity < reach:
+            what = f"at most {reach:.1%} of this model" if self.adjustable else "no sparsity of choice"
+            raise CatsError(
+                f"{self.name} cannot reach a model-level sparsity of {model_sparsity:.1%}: it has {what}."
+            )
+        return model_sparsity / reach
 
     @abstractmethod
     def calibrate(

@@ -1,0 +1,204 @@
+"""Rules of other papers: hand-computed examples, model-level sparsity, and that they leave no trace."""
+
+import pytest
+import torch
+import toys
+from torch import nn
+
+from cats import criteria
+from cats.accounting import account
+from cats.criteria import sited
+from cats.errors import CatsError
+from cats.masking import Masking, Policy
+from cats.sites import Site, attach, attached, detach
+
+RIVALS = [name for name, rule in criteria.RULES.items() if isinstance(rule, sited.SitedRule)]
+IDS = toys.tokens(4, 48, seed=9)
+
+
+@pytest.fixture
+def model():
+    return toys.toy("llama", num_hidden_layers=4)
+
+
+@pytest.fixture
+def text():
+    return toys.batches(6)
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def skipped_by_hand(model, run):
+    """Share of the blocks' weights that zeros in the inputs of linear layers save, and of tokens."""
+    saved, tokens = [], []
+
+    def see(module, args, output):
+        x = args[0].reshape(-1, args[0].shape[-1])
+        saved.append(int((x == 0).sum()) * module.out_features)
+        tokens.append(len(x))
+
+    # a forward hook sees what the forward got: inputs behind the pre-hooks that drop
+    places = sited.linears(model)
+    hooks = [place.linear.register_forward_hook(see) for place in places]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return sum(saved) / tokens[0] / account(model).block_weights
+
+
+def one(rule, weight, x, share, quantiles=None):
+    """What one Linear [n, k] makes of x [N, k] under a rule of inputs."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data = weight
+    place = sited.Place(0, "mlp.gate_proj", linear)
+    keep = criteria.rule(rule).keep(place, quantiles, share)
+    return torch.where(keep(x, None), x, 0.0)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("target", [0.25, 0.4])
+def test_the_calibration_text_realises_the_model_level_target(name, target, model, text):
+    rule, shape = criteria.rule(name), account(model)
+    own = rule.own_sparsity(shape, target)
+    fit = rule.calibrate(model, text, progress=False)
+    assert fit.model_sparsity(shape, own) == pytest.approx(target)
+    expected = 2 * (shape.block_weights * (1 - target) + shape.head_weights)
+    assert fit.bytes_per_token(shape, own) == pytest.approx(expected)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    fit.apply(model, own)
+    with Masking(model) as masking, torch.no_grad():
+        for batch in text:
+            masking.begin("prefill", batch["attention_mask"].bool())
+            model(**batch)
+    found = masking.realised()["prefill"]
+    assert found["tokens"] == sum(int(batch["attention_mask"].sum()) for batch in text)
+    tolerance, expected = TOLERANCES.get(name, lambda target: (0.03, target))(target)
+    assert found["skipped_weights"] / shape.block_weights == pytest.approx(expected, abs=tolerance)
+    assert len(found["by_layer"]) == 4
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    fit.undo(model)
+    assert not attached(model)
+
+
+TOLERANCES = {}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", RIVALS)
+def test_other_families_and_16_bits(name, family, text):
+    model = toys.toy(family, dtype=torch.bfloat16)
+    before = logits(model)
+    rule = criteria.rule(name)
+    try:
+        rule.check(model)
+    except CatsError as error:
+        assert family == "phi3" and "fused" in str(error)
+        return
+    fit = rule.calibrate(model, text[:2], progress=False).apply(model, 0.3)
+    after = logits(model)
+    assert after.isfinite().all() and not torch.equal(after, before)
+    detach(model)
+    assert torch.equal(logits(model), before)
+    assert fit is model
+
+
+def test_sites_count_what_inputs_lose(model, text):
+    fit = criteria.rule("teal").calibrate(model, text, progress=False)
+    fit.apply(model, 0.4)
+    with Masking(model) as masking:
+        by_hand = skipped_by_hand(model, lambda: logits(model))
+    found = masking.realised()["prefill"]
+    assert found["gate_sparsity"] is None
+    assert found["skipped_weights"] / account(model).block_weights == pytest.approx(by_hand, abs=1e-9)
+
+
+@pytest.mark.parametrize("policy, dense", [
+    (Policy(prefill="dense"), slice(None)),
+    (Policy(first_token="dense"), slice(0, 1)),
+    (Policy(last_share=0.25), slice(0, 36)),
+])  # fmt: skip
+def test_policies_leave_tokens_alone(policy, dense, model, text):
+    fit = criteria.rule("teal").calibrate(model, text, progress=False)
+    seen = {}
+    linear = model.model.layers[0].self_attn.q_proj
+    linear.register_forward_hook(lambda module, args, output: seen.update(x=args[0]))
+    fit.apply(model, 0.5)
+    with Masking(model, policy) as masking:
+        logits(model)
+    zeros = (seen["x"] == 0).float().mean((0, 2))
+    assert (zeros[dense] == 0).all()
+    rest = torch.ones(48, dtype=torch.bool)
+    rest[dense] = False
+    assert (zeros[rest] > 0.2).all()
+    skipped = masking.realised()["prefill"]["skipped_weights"]
+    assert skipped / account(model).block_weights == pytest.approx(0.5 * float(rest.float().mean()), abs=0.05)
+
+
+def test_decoding_counts_rows_by_their_length(model, text):
+    criteria.rule("teal").calibrate(model, text, progress=False).apply(model, 0.5)
+    with Masking(model) as masking:
+        masking.start_rows()
+        for step in range(3):
+            masking.begin("decode", torch.ones(4, 1, dtype=torch.bool))
+            logits(model, IDS[:, step : step + 1])
+        masking.count_rows(torch.tensor([1, 3, 0, 2]))
+    assert masking.realised()["decode"]["tokens"] == 6
+
+
+def test_two_at_once_are_refused(model, text):
+    fit = criteria.rule("teal").calibrate(model, text, progress=False)
+    fit.apply(model, 0.3)
+    with pytest.raises(CatsError, match="undo that first"):
+        fit.apply(model, 0.3)
+    fit.undo(model)
+    criteria.rule("cats").calibrate(model, text, progress=False).apply(model, 0.3)
+    with pytest.raises(CatsError, match="sparse already"):
+        fit.apply(model, 0.3)
+    with pytest.raises(CatsError, match="outside"):
+        fit.apply(model, 1.0)
+
+
+def test_model_levels_out_of_reach_say_so(model):
+    shape = account(model)
+    assert criteria.rule("cats").own_sparsity(shape, 0.3) == pytest.approx(0.3 / shape.max_model_sparsity)
+    with pytest.raises(CatsError, match=r"cats cannot reach a model-level sparsity of 90\.0%"):
+        criteria.rule("cats").own_sparsity(shape, 0.9)
+    assert criteria.rule("wanda").own_sparsity(shape, 0.4) == 0.4
+    with pytest.raises(CatsError, match="no sparsity of choice"):
+        criteria.rule("relufication").own_sparsity(shape, 0.4)
+
+
+def test_a_site_fills_and_adds():
+    linear = nn.Linear(3, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, -1.0]])
+    model = nn.Sequential(linear)
+    x = torch.tensor([[0.5, -2.0, 0.1]])
+    site = Site(0, "a", linear, sited.at_least(0.3), 2, fill=0.2, rest=lambda dropped: 10 * dropped[:, 1:])
+    attach(model, [site])
+    # 0.1 becomes 0.2: (0.5 - 4 + 0.6, -2 - 0.2); of the dropped (0, 0, -0.1) the last two are added tenfold
+    assert model(x).tolist() == [pytest.approx([-2.9, -3.2])]
+    detach(model)
+    attach(model, [Site(0, "a", linear, sited.at_least(3.0), 2, at="output", start=1, width=1)])
+    assert model(x).tolist() == [pytest.approx([-3.2, 0.0])]
+
+
+def test_teal_by_hand():
+    found = sited.Quantiles()
+    found.see((0, "mlp.gate_proj"), torch.tensor([[1.0, -2.0, 3.0, -4.0], [5.0, 6.0, -7.0, 8.0]]))
+    x = torch.tensor([[-4.4, 4.6, 0.0, 9.0]])
+    # half of 1 … 8 lies below 4.5
+    assert one("teal", torch.ones(2, 4), x, 0.5, found).tolist() == [pytest.approx([0, 4.6, 0, 9.0])]
+
+
+def test_lowest_scores_are_dropped_exactly():
+    score = torch.tensor([[3.0, 1.0, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert sited.drop_lowest(score, 0.4).tolist() == [
+        [True, False, False, True, True],
+        [False, False, True, True, True],
+    ]
+    assert sited.drop_lowest(score, 0.0).all()
+    noisy = torch.randn(64, 97).bfloat16().abs().float()
+    assert ((~sited.drop_lowest(noisy, 0.43)).sum(-1) == round(0.43 * 97)).all()
