@@ -231,7 +231,7 @@ def test_wanda_norms_leave_padding_out_and_see_pruned_blocks(model):
     with torch.no_grad():
         model(**text[0])
         hook.remove()
-        states = pruning._inputs(model, model.model.layers, text)
+        states = pruning.block_inputs(model, model.model.layers, text)
         norms = pruning._norms(model.model.layers[0], states, 0)
         expected = inputs["x"][text[0]["attention_mask"].bool()].pow(2).sum(0).sqrt()
         torch.testing.assert_close(norms["self_attn.q_proj"], expected)

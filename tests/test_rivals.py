@@ -7,7 +7,8 @@ from torch import nn
 
 from cats import criteria
 from cats.accounting import account
-from cats.criteria import sited
+from cats.criteria import greedy, sited
+from cats.criteria.pruning import block_inputs, blocks
 from cats.errors import CatsError
 from cats.masking import Masking, Policy
 from cats.sites import Site, attach, attached, detach
@@ -54,7 +55,8 @@ def one(rule, weight, x, share, quantiles=None):
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight
     place = sited.Place(0, "mlp.gate_proj", linear)
-    keep = criteria.rule(rule).keep(place, quantiles, share)
+    state = {place.key: criteria.rule(rule).norms(place)} if quantiles is None else quantiles
+    keep = criteria.rule(rule).keep(place, state, share)
     return torch.where(keep(x, None), x, 0.0)
 
 
@@ -202,3 +204,66 @@ def test_lowest_scores_are_dropped_exactly():
     assert sited.drop_lowest(score, 0.0).all()
     noisy = torch.randn(64, 97).bfloat16().abs().float()
     assert ((~sited.drop_lowest(noisy, 0.43)).sum(-1) == round(0.43 * 97)).all()
+
+
+WEIGHT = torch.tensor([[3.0, 0.0, 1.0, 0.0], [4.0, 1.0, 0.0, 0.5]])  # columns of norm 5, 1, 1, 0.5
+
+
+def test_wina_by_hand():
+    # scores 1 2 1.5 2: half of them go
+    x = torch.tensor([[0.2, 2.0, -1.5, -4.0], [-4.0, 2.0, 1.5, 0.2]])
+    assert one("wina", WEIGHT, x, 0.5).tolist() == [[0, 2, 0, -4], [-4, 2, 0, 0]]
+
+
+def test_wina_as_released_weighs_gate_and_key_alone():
+    rule = criteria.rule("wina-released").base
+    x = torch.tensor([[0.4, 1.0, -1.5, -3.0]])  # scores with norms 2 1 1.5 1.5
+    for name, kept in (("mlp.gate_proj", [0.4, 0, -1.5, -3]), ("self_attn.v_proj", [0, 1, -1.5, -3])):
+        linear = nn.Linear(4, 2)
+        linear.weight.data = WEIGHT
+        place = sited.Place(0, name, linear)
+        state = {place.key: rule.norms(place)}
+        assert torch.where(rule.keep(place, state, 0.25)(x, None), x, 0.0).tolist() == [pytest.approx(kept)]
+    with pytest.raises(CatsError, match="fused"):
+        criteria.rule("wina-released").check(toys.toy("phi3"))
+
+
+def test_the_greedy_path_by_hand():
+    # 80 and 20 weights; a step is 5 of them: 1/16 of the large one's inputs, 1/5 (not 1/4) of the small one's
+    path = greedy.Path([80, 20])
+
+    def error(shares):
+        return 80 * shares[0] + 100 * shares[1] ** 2
+
+    # first steps: large 5 for 5 weights; small 4 for 4 weights, the same price: the first wins. Then again
+    # large at price 1, whatever it has, until the cap
+    assert path.at(0.1, error) == pytest.approx([0.125, 0])
+    path = greedy.Path([80, 20])
+    error = lambda shares: 160 * shares[0] + 100 * shares[1] ** 2  # noqa: E731
+    # large has price 2; small has 4/4, then 12/4: one step of the small one, 4 weights, then the large one
+    assert path.at(0.04, error) == pytest.approx([0, 0.2])
+    assert path.at(0.02, error) == pytest.approx([0, 0.1])
+    assert path.at(0.09, error) == pytest.approx([0.0625, 0.2])
+    assert path.at(0.995, error) == pytest.approx([0.995, 0.995])
+
+
+def test_greedy_shares_have_the_level_in_every_block(model, text):
+    rule = criteria.rule("teal-greedy")
+    fit = rule.calibrate(model, text, progress=False)
+    shares = rule.shares(model, fit.state, 0.37)
+    sizes = {place.key: place.linear.weight.numel() for place in sited.linears(model)}
+    for layer in range(4):
+        here = [key for key in sizes if key[0] == layer]
+        total = sum(sizes[key] for key in here)
+        assert sum(shares[key] * sizes[key] for key in here) / total == pytest.approx(0.37)
+    assert len({round(share, 3) for share in shares.values()}) > 4
+    uniform = {key: 0.37 for key in shares}
+    errors = {}
+    layers = blocks(model)
+    (sample,) = block_inputs(model, layers, [fit.state.sample])
+    places = [place for place in sited.linears(model) if place.layer == 0]
+    with torch.no_grad():
+        error = rule._error(layers[0], 0, places, sample, fit.state)
+        for name, chosen in (("greedy", shares), ("uniform", uniform)):
+            errors[name] = error([chosen[place.key] for place in places])
+    assert 0 < errors["greedy"] < errors["uniform"]

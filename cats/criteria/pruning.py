@@ -34,7 +34,7 @@ class PrunedFit(Fit):
         if not 0 <= sparsity < 1:
             raise CatsError(f"Sparsity {sparsity!r} is outside [0, 1): it is the share of weights to drop.")
         layers = blocks(model)
-        states = _inputs(model, layers, self.batches)
+        states = block_inputs(model, layers, self.batches)
         bar = tqdm(layers, desc="pruning", unit="block", disable=None if self.progress else True)
         for number, block in enumerate(bar):
             norms = _norms(block, states, number)
@@ -72,7 +72,7 @@ class PrunedFit(Fit):
 
 
 @dataclass
-class _State:
+class State:
     """One batch on its way through the blocks: hidden states [B, T, d], valid tokens, and each block's
     arguments.
     """
@@ -82,12 +82,12 @@ class _State:
     arguments: list[tuple[tuple, dict]]
 
     def advance(self, block: nn.Module, number: int) -> None:
-        self.hidden = self._output(block, number)
+        self.hidden = self.output(block, number)
 
     def run(self, block: nn.Module, number: int) -> None:
-        self._output(block, number)
+        self.output(block, number)
 
-    def _output(self, block, number):
+    def output(self, block: nn.Module, number: int) -> Tensor:
         rest, options = self.arguments[number]
         out = block(self.hidden, *rest, **options)
         return out[0] if isinstance(out, tuple) else out
@@ -107,9 +107,9 @@ def _linears(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _inputs(model: nn.Module, blocks: nn.ModuleList, batches) -> list[_State]:
+def block_inputs(model: nn.Module, blocks: nn.ModuleList, batches) -> list[State]:
     """Hidden states before the first block, and the arguments with which the model calls each block."""
-    states: list[_State] = []
+    states: list[State] = []
     calls: list[tuple[tuple, dict]] = []
 
     def note(module, args, kwargs):
@@ -127,17 +127,17 @@ def _inputs(model: nn.Module, blocks: nn.ModuleList, batches) -> list[_State]:
                 for args, kwargs in calls
             ]
             first = calls[0][0][0] if calls[0][0] else calls[0][1]["hidden_states"]
-            states.append(_State(first, valid.bool(), options))
+            states.append(State(first, valid.bool(), options))
     finally:
         for hook in hooks:
             hook.remove()
     return states
 
 
-def _norms(block: nn.Module, states: list[_State], number: int) -> dict[str, Tensor]:
+def _norms(block: nn.Module, states: list[State], number: int) -> dict[str, Tensor]:
     """Root of the sum of squares of every input of each linear layer of a block, over valid tokens."""
     sums: dict[str, Tensor] = {}
-    current: list[_State] = []
+    current: list[State] = []
 
     def watch(name: str):
         def hook(module, args, output):
