@@ -38,7 +38,7 @@ class Path:
         self.points = self.points or [(0.0, [0.0] * len(self.sizes))]
 
     def at(self, level: float, error: Callable[[list[float]], float]) -> list[float]:
-        """Shares of mean `level` in [0, 1) over weights; `error(shares)` decides about steps not there yet."""
+        """Shares of mean `level` in [0, 1) over weights; `error(shares)` decides about further steps."""
         while self.points[-1][0] < level and self._step(error):
             pass
         for (low, before), (high, after) in zip(self.points, self.points[1:], strict=False):

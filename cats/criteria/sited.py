@@ -54,7 +54,7 @@ class SitedFit(Fit):
         return detach(model)
 
     def gate_sparsity(self, sparsity: float) -> float | None:
-        return sparsity if self.owner.gated else None
+        return sparsity if self.owner.neurons else None
 
     def model_sparsity(self, shape: Accounting, sparsity: float) -> float:
         return sparsity * self.owner.reach(shape)
@@ -68,9 +68,9 @@ class SitedFit(Fit):
 
 
 class SitedRule(Rule):
-    """A rule of sites. `gated`: its own sparsity is one of gate activations."""
+    """A rule of sites. `neurons`: its own sparsity is the share of the MLPs' neurons that a token drops."""
 
-    gated = False
+    neurons = False
 
     def check(self, model: nn.Module) -> None:
         find_gated_mlps(model)
@@ -186,7 +186,7 @@ def drop_lowest(score: Tensor, share: float) -> Tensor:
     limit = score.kthvalue(drop, dim=-1, keepdim=True).values
     below, equal = score < limit, score == limit
     left = drop - below.sum(-1, keepdim=True)
-    return ~(below | (equal & (equal.cumsum(-1) <= left)))
+    return ~(below | (equal & (equal.cumsum(-1, dtype=torch.int32) <= left)))
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""Thresholds on |x W_up| in place of the gate, after FloE (arXiv 2505.05950) and COUNTDOWN (arXiv
+2505.17701): W_up is read whole, and of W_gate and W_down the rows that survive.
+
+Ambiguous in the sources: FloE takes a quantile for each expert of a mixture; here there is one for each
+layer. M-COUNTDOWN ranks |x W_up| too, and its released thresholds are means of quantiles of single tokens;
+here it is the quantile over all tokens of the calibration text. D-COUNTDOWN ranks the product with a trained
+predictor, which is not here.
+"""
+
+from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, parts, watch
+from cats.structure import find_gated_mlps
+
+
+class UpThreshold(SitedRule):
+    """The rule `up-threshold`: its sparsity is the share of neurons dropped; reach and bytes as CATS."""
+
+    name = "up-threshold"
+    title = "Up-projection threshold (FloE, COUNTDOWN)"
+    what = "neurons with |x W_up| below the layer's quantile are dropped, W_gate and W_down skip them"
+    neurons = True
+
+    def measure(self, model, batches, progress=True) -> Quantiles:
+        found = Quantiles()
+        mlps = {mlp.layer: mlp for mlp in find_gated_mlps(model)}
+
+        def see(layer: int, output) -> None:
+            mlp = mlps[layer]
+            half = 1 - mlp.layout.gate_half if mlp.fused else 0
+            found.see(layer, output.narrow(-1, half * mlp.intermediate_size, mlp.intermediate_size))
+
+        modules = [(mlp.layer, up) for mlp, _, up, _ in parts(model)]
+        watch(model, modules, batches, see, at="output", progress=progress)
+        return found
+
+    def sites(self, model, state, sparsity):
+        return [
+            neuron_site(mlp, "up", at_least(state.at(mlp.layer, sparsity))) for mlp in find_gated_mlps(model)
+        ]
+
+
+RULE = UpThreshold()
