@@ -138,7 +138,7 @@ def batches(
         random.Random(seed).shuffle(order)
     encoded = (encode(tokenizer, corpus.documents[i]) for i in order)
     room = sequence_length - len(prefix)
-    cut = _rows_by_document(encoded, room) if pad else _rows_packed(encoded, room, tokenizer.eos_token_id)
+    cut = _rows_by_document(encoded, room) if pad else rows_packed(encoded, room, tokenizer.eos_token_id)
     if rows is not None:
         cut = _draw(list(cut), rows, seed or 0, corpus)
     taken_rows: list[list[int]] = []
@@ -207,7 +207,7 @@ def _rows_by_document(encoded, room: int) -> Iterator[list[int]]:
             yield ids[start : start + room]
 
 
-def _rows_packed(encoded, room: int, separator: int | None) -> Iterator[list[int]]:
+def rows_packed(encoded, room: int, separator: int | None) -> Iterator[list[int]]:
     """Rows of exactly `room` tokens; what is left at the end of the corpus is dropped."""
     pending: list[int] = []
     for ids in encoded:

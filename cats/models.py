@@ -178,7 +178,7 @@ def _fingerprint(path: Path) -> str:
 def _from_pretrained(auto, name: str, source: dict, **options):
     """`auto.from_pretrained`, with what can go wrong said in one sentence."""
     try:
-        with _quiet_unless_terminal():
+        with quiet_unless_terminal():
             return auto.from_pretrained(**source, **options)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         local = Path(source["pretrained_model_name_or_path"]).is_dir()
@@ -190,7 +190,7 @@ def _from_pretrained(auto, name: str, source: dict, **options):
 
 
 @contextmanager
-def _quiet_unless_terminal():
+def quiet_unless_terminal():
     """Transformers draws its loading bars wherever stderr goes; in a notebook or a log they are noise."""
     quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if quiet:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from cats.errors import CatsError
 from cats.fetch import fetch
+from cats.package_docs import package_docs
 from cats.sources import SOURCES
 
 
@@ -125,7 +126,11 @@ def wikitext2(split: str, documents: int | None) -> tuple[list[str], dict]:
     return articles[:documents], {"licence": "CC-BY-SA-4.0", "revision": revision}
 
 
-LOCAL: dict[str, Callable] = {"python-docs": python_docs, "shakespeare": shakespeare}
+LOCAL: dict[str, Callable] = {
+    "python-docs": python_docs,
+    "package-docs": package_docs,
+    "shakespeare": shakespeare,
+}
 HUB: dict[str, Callable] = {"refinedweb": refinedweb, "c4": c4, "wikitext2": wikitext2}
 
 

@@ -1,0 +1,7 @@
+"""LoRA and full fine-tuning with the mask on, fairly compared (paper fig. 2 and 5)."""
+
+from cats.finetuning.data import TrainingText, load
+from cats.finetuning.recipe import Recipe
+from cats.finetuning.run import Outcome, finetune, save
+
+__all__ = ["Outcome", "Recipe", "TrainingText", "finetune", "load", "save"]

@@ -1,0 +1,186 @@
+"""Run the methods of a comparison one after the other, go on after an interruption, and record the curves."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cats import corpora, criteria, models
+from cats.crew import Crew
+from cats.errors import CatsError
+from cats.finetuning import data, measure, table
+from cats.finetuning.plan import Comparison
+from cats.finetuning.recipe import Recipe
+from cats.finetuning.run import finetune, save
+from cats.thresholds import Thresholds, write_atomically
+
+_RESULT = "outcome.json"
+
+
+def execute(
+    wanted: Sequence[Comparison],
+    output: Path,
+    *,
+    crew: Crew,
+    minutes: float | None = None,
+    records_folder: Path | None = None,
+) -> bool:
+    """Run what is left, for `minutes` at most, and record each comparison; returns whether all is done.
+
+    Runs have folders of their own below `output`, and go on from their last checkpoint.
+    """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    complete = True
+    for each in wanted:
+        started = time.time()
+        folder = output / each.record
+        done, info = _run_all(each, folder, crew, deadline)
+        complete = complete and len(done) == len(each.recipes)
+        stamp = folder / f"recorded-{len(done)}"
+        if crew.leads and done and not stamp.exists():
+            path = table.record(each, done, info, started, records_folder or output)
+            print(f"Wrote {path}")
+            stamp.touch()
+    return complete
+
+
+def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None) -> tuple[list, dict]:
+    """Finished runs as (recipe, result), and what a record says about model and data."""
+    done: list[tuple[Recipe, dict]] = []
+    loaded = texts = None
+    fits: dict = {}
+    note = folder / "data.json"
+    for recipe in each.recipes:
+        result = folder / recipe.slug / _RESULT
+        if crew.agree(_finished(result, recipe)):
+            done.append((recipe, json.loads(result.read_text())))
+            continue
+        left = None if deadline is None else (deadline - time.monotonic()) / 60
+        if left is not None and crew.agree(left <= 0):
+            break
+        if loaded is None:
+            loaded = models.load(each.model, dtype=recipe.dtype)
+            if loaded.tokenizer is None:
+                raise CatsError(f"{each.model} has no tokenizer, so it reads no text: name another model.")
+            texts = _Texts(each, loaded, folder, crew)
+            info = {"model": loaded.info, "data": texts.of(recipe).info}
+            if crew.leads:
+                write_atomically(note, json.dumps(info).encode())
+        text = texts.of(recipe)
+        fit, batches = _fit(each, recipe, loaded, fits)
+        outcome = finetune(
+            loaded,
+            recipe,
+            text,
+            folder / recipe.slug,
+            fit=fit,
+            calibration=batches,
+            device=each.device,
+            processes=crew.size,
+            minutes=left,
+            zero_shot=_tasks(each, loaded, recipe, crew),
+        )
+        if not outcome.finished:
+            break
+        if crew.leads:
+            found = {"steps": recipe.steps, "points": outcome.points, "after": outcome.after}
+            write_atomically(result, json.dumps(found).encode())
+            if each.save:
+                save(outcome, recipe, loaded.tokenizer, folder / recipe.slug / "model")
+            done.append((recipe, found))
+        else:
+            done.append((recipe, {}))
+    known = json.loads(note.read_text()) if crew.leads and note.is_file() else {}
+    return done, known
+
+
+def _finished(result: Path, recipe: Recipe) -> bool:
+    return result.is_file() and json.loads(result.read_text())["steps"] >= recipe.steps
+
+
+class _Texts:
+    """The rows of each seed, made once; text sampled from the model is written first."""
+
+    def __init__(self, each: Comparison, loaded: models.LoadedModel, folder: Path, crew: Crew):
+        self.each, self.loaded, self.crew = each, loaded, crew
+        self.folder = folder
+        self._made: dict = {}
+
+    def of(self, recipe: Recipe) -> data.TrainingText:
+        if recipe.seed not in self._made:
+            name, about = self.each.train, {}
+            if name.startswith(measure.SAMPLED):
+                name, about = self._sampled(name, recipe)
+            self._made[recipe.seed] = data.load(
+                name,
+                self.each.heldout,
+                self.loaded.tokenizer,
+                rows=max(1, recipe.steps * recipe.batch),
+                sequence_length=recipe.sequence_length,
+                seed=recipe.seed,
+                heldout_rows=self.each.heldout_rows,
+                documents=self.each.documents,
+                data_dir=self.each.data_dir,
+            )
+            self._made[recipe.seed].info["train"] |= about
+        return self._made[recipe.seed]
+
+    def _sampled(self, name: str, recipe: Recipe) -> tuple[str, dict]:
+        count = name.removeprefix(measure.SAMPLED)
+        if not count.isdigit() or int(count) < 1:
+            raise CatsError(f"{name} does not say how many texts to sample: sampled:500, for example.")
+        for turn in (True, False):  # the first process writes, the others read
+            if self.crew.leads == turn:
+                with _on(self.loaded, self.each.device):
+                    path, about = measure.sampled(
+                        self.loaded, int(count), recipe.sequence_length, self.folder.parent
+                    )
+            self.crew.gather(None)
+        return str(path), about
+
+
+@contextmanager
+def _on(loaded: models.LoadedModel, device: str) -> Iterator[None]:
+    """A pristine model on the device for a while, and back in memory."""
+    loaded.model.to(device)
+    try:
+        yield
+    finally:
+        loaded.model.to("cpu")
+
+
+def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dict):
+    """The rule calibrated on the pristine model, and the batches; (None, None) for the dense model."""
+    if not recipe.sparse:
+        return None, None
+    if "batches" not in fits:
+        given = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}
+        unknown = set(each.calibration) - set(given)
+        if unknown:
+            raise CatsError(f"Unknown key {min(unknown)!r} of calibration: use {', '.join(given)}.")
+        given |= each.calibration
+        corpus = corpora.load(given.pop("corpus"), split=given.pop("split"))
+        fits["batches"] = corpora.batches(corpus, loaded.tokenizer, **given)
+    if recipe.rule not in fits:
+        if recipe.rule == "cats" and each.thresholds:
+            fits["cats"] = criteria.Fit("cats", Thresholds.load(Path(each.thresholds)))
+        else:
+            with _on(loaded, each.device):
+                source = {"model": loaded.info, **fits["batches"].info}
+                rule = criteria.rule(recipe.rule)
+                fits[recipe.rule] = rule.calibrate(loaded.model, fits["batches"], source=source)
+    return fits[recipe.rule], fits["batches"]
+
+
+def _tasks(each: Comparison, loaded: models.LoadedModel, recipe: Recipe, crew: Crew):
+    if not each.zero_shot:
+        return None
+    return measure.zero_shot(
+        loaded.tokenizer,
+        each.zero_shot.get("tasks", ["paper"]),
+        documents=each.zero_shot.get("documents"),
+        data_dir=each.data_dir,
+        crew=crew,
+        bf16=recipe.dtype == "bfloat16",
+    )

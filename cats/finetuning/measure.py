@@ -1,0 +1,90 @@
+"""What a run takes from elsewhere: text sampled from the dense model, and zero-shot tasks on the curve."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from cats.errors import CatsError
+from cats.models import LoadedModel
+from cats.thresholds import write_atomically
+
+SAMPLED = "sampled:"
+_AT_ONCE = 16
+
+
+def sampled(
+    loaded: LoadedModel, documents: int, length: int, folder: Path, *, seed: int = 0
+) -> tuple[Path, dict]:
+    """A .jsonl file of `documents` texts that the dense model wrote, at temperature 1 from its first token.
+
+    `length`: tokens of each, at most. The text is written once: the file's name says what it came from.
+    Returns the file and what a record says about it. Raises CatsError for a model without a first token.
+    """
+    about = {
+        "sampled_from": {key: loaded.info.get(key) for key in ("id", "revision", "sha256", "dtype")},
+        "temperature": 1.0,
+        "tokens_at_most": length,
+        "seed": seed,
+    }
+    known = hashlib.sha256(json.dumps([about, documents], sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"sampled-{known}.jsonl"
+    if path.is_file():
+        return path, about
+    tokenizer, model = loaded.tokenizer, loaded.model
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise CatsError("This tokenizer has neither BOS nor EOS to start a text from: train on a corpus.")
+    lines: list[str] = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), tqdm(total=documents, desc="sampling", disable=None) as bar:
+        torch.manual_seed(seed)
+        while len(lines) < documents:
+            prompt = torch.full((min(_AT_ONCE, documents - len(lines)), 1), first, device=model.device)
+            ids = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=length - 1,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            lines += [json.dumps({"text": text}) for text in texts]
+            bar.update(len(texts))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(line + "\n" for line in lines).encode())
+    return path, about
+
+
+def zero_shot(
+    tokenizer, names: Sequence[str], *, documents: int | None, data_dir: str | None, crew, bf16: bool
+):
+    """A function of a model, sparse or dense, with adapters or not: its mean accuracy over tasks."""
+    from cats import tasks  # lm-eval: only this needs the extra "eval"
+    from cats.answers import answer
+    from cats.harness import Harness
+    from cats.masking import Masking
+    from cats.outcomes import summarise
+
+    listed = tasks.names(list(names))
+    tasks.check(listed, data_dir)
+    loaded = [tasks.load(name, data_dir=data_dir, documents=documents, seed=0) for name in listed]
+
+    def measure(model: nn.Module) -> float:
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        scores = []
+        with Masking(model) as masking, torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            harness = Harness(model, tokenizer, masking=masking)
+            for task in loaded:
+                harness.label = task.name
+                scores.append(summarise(answer(task, harness, crew)[0])["acc"])
+        return sum(scores) / len(scores)
+
+    return measure

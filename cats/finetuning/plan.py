@@ -1,0 +1,119 @@
+"""A comparison of methods that are fine-tuned alike, from a YAML plan or the command line."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from cats import corpora, models
+from cats.accounting import account
+from cats.errors import CatsError
+from cats.finetuning import data, measure
+from cats.finetuning.recipe import Recipe
+from cats.readers import HUB, LOCAL
+from cats.thresholds import Thresholds
+
+_RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"rule", "sparsity", "seed"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model under several methods and seeds on one text; `record` is the slug of the record.
+
+    `calibration`: {corpus, split, tokens, sequence_length}; `thresholds`: a file in its place, for cats.
+    `zero_shot`: {tasks, documents}, measured on the grid; `save` keeps each run's model beside its curve.
+    """
+
+    model: str
+    record: str
+    recipes: list[Recipe]
+    train: str = "package-docs"
+    heldout: str = "shakespeare"
+    heldout_rows: int = 64
+    documents: int | None = None
+    device: str = "cuda"
+    data_dir: str | None = None
+    calibration: dict = field(default_factory=dict)
+    thresholds: str | None = None
+    zero_shot: dict = field(default_factory=dict)
+    save: bool = False
+
+    def __str__(self) -> str:
+        one = self.recipes[0]
+        methods = dict.fromkeys(recipe.method for recipe in self.recipes)
+        seeds = {recipe.seed for recipe in self.recipes}
+        return (
+            f"{self.record}: {self.model}, {{{', '.join(methods)}}} x {len(seeds)} seeds, {one.steps} steps "
+            f"of {one.batch} rows x {one.sequence_length} tokens of {self.train}, held out {self.heldout}"
+        )
+
+
+def read(path: Path, *, device: str | None = None, data_dir: str | None = None) -> list[Comparison]:
+    """The comparisons of a plan file. Raises CatsError for anything unknown in it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CatsError(
+            f"The plan {path} cannot be read: {(error.strerror or 'no file').lower()}."
+        ) from error
+    except yaml.YAMLError as error:
+        raise CatsError(f"The plan {path} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+        raise CatsError(f"The plan {path} needs a list `runs`, each with model, record and methods.")
+    over = {key: value for key, value in {"device": device, "data_dir": data_dir}.items() if value}
+    return [comparison({**content.get("defaults", {}), **run, **over}, path.name) for run in content["runs"]]
+
+
+def comparison(given: dict, where: str) -> Comparison:
+    """A comparison from plain values: its own, `methods`, `seeds`, and those of `Recipe`."""
+    own = {each.name for each in dataclasses.fields(Comparison)} - {"recipes"}
+    unknown = sorted(set(given) - own - _RECIPE - {"methods", "seeds"})
+    if unknown:
+        known = ", ".join(sorted(own | _RECIPE | {"methods", "seeds"}))
+        raise CatsError(f"Unknown key {unknown[0]!r} in {where}: use {known}.")
+    missing = [key for key in ("model", "record", "methods") if not given.get(key)]
+    if missing:
+        raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record and methods.")
+    settings = {key: given[key] for key in _RECIPE & set(given)}
+    recipes = [
+        Recipe(rule=rule, sparsity=level, seed=seed, **settings)
+        for seed in given.get("seeds", [0])
+        for method in given["methods"]
+        for rule, level in _levels(method, where)
+    ]
+    return Comparison(recipes=recipes, **{key: given[key] for key in own & set(given)})
+
+
+def _levels(method: str | dict, where: str) -> list[tuple[str, float | None]]:
+    """ "dense", "cats:0.5" or {"cats": [0.5, 0.7]}."""
+    if isinstance(method, dict) and len(method) == 1:
+        ((rule, levels),) = method.items()
+        return [(rule, level) for level in (levels if isinstance(levels, list) else [levels])]
+    if not isinstance(method, str):
+        raise CatsError(f"A method in {where} is a name, or a name with sparsities, not {method!r}.")
+    rule, _, level = method.partition(":")
+    try:
+        return [(rule, float(level) if level else None)]
+    except ValueError as error:
+        raise CatsError(f"The method {method!r} in {where} has no number after its colon.") from error
+
+
+def check(wanted: Sequence[Comparison]) -> list[str]:
+    """What a dry run finds, a line a comparison. Loads no weights. Raises CatsError as `execute` would."""
+    lines = []
+    for each in wanted:
+        account(models.config(each.model))
+        for name in (each.train, each.heldout):
+            if not data.is_instructions(name) and not name.startswith(measure.SAMPLED):
+                if name not in {*LOCAL, *HUB}:
+                    corpora.load(name, split="all")
+            elif data.is_instructions(name):
+                data.examples(name, "train", each.data_dir)
+        if each.thresholds:
+            Thresholds.load(Path(each.thresholds))
+        recipe = each.recipes[0]
+        tokens = recipe.steps * recipe.batch * recipe.sequence_length
+        lines.append(f"{each}; {tokens:,} tokens a run, {len(each.recipes)} runs")
+    return lines

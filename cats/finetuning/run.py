@@ -1,0 +1,217 @@
+"""One fine-tuning run: from a pristine model to a curve of held-out loss and a model that can be saved."""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cats.calibration import calibrate
+from cats.criteria import Fit
+from cats.errors import CatsError
+from cats.finetuning.adapt import Teacher, adapt, apply, as_relu, merged, note_sparsity
+from cats.finetuning.data import TrainingText
+from cats.finetuning.grid import HELDOUT, INDOMAIN, last_checkpoint
+from cats.finetuning.learned import Anneal, LearnedThresholds, set_thresholds
+from cats.finetuning.recipe import Recipe
+from cats.finetuning.trainer import CatsTrainer, arguments
+from cats.models import LoadedModel, quiet_unless_terminal
+from cats.structure import places
+from cats.thresholds import write_atomically
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_GROWS = ("train_rows", "train_tokens", "train_sha256", "passes_begun")  # with the number of steps
+
+
+@dataclass
+class Outcome:
+    """A run: `points` of its curve, what was measured `after` it, the `model` merged; `finished` or not."""
+
+    points: list[dict]
+    after: dict
+    model: nn.Module | None
+    finished: bool
+
+
+def finetune(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    text: TrainingText,
+    folder: Path,
+    *,
+    fit: Fit | None = None,
+    calibration=None,
+    device: str = "cpu",
+    processes: int = 1,
+    minutes: float | None = None,
+    zero_shot=None,
+) -> Outcome:
+    """Train a copy of `loaded.model`, which is left dense and as it was, in `folder`.
+
+    `fit`: the rule calibrated on that model, None for a dense run; `calibration`: batches for `recalibrate`.
+    A checkpoint found in the folder is gone on from, to the curve of an uninterrupted run. After `minutes`
+    the run stops, unfinished, with a checkpoint. Raises CatsError for another run in the folder, too little
+    memory and a loss that is not finite; the last whole checkpoint stays.
+    """
+    instructions = text.info["loss"] == "response only"
+    accumulation = recipe.accumulation(processes, instructions=instructions)
+    _claim(folder, recipe, text, loaded.info)
+    begin = last_checkpoint(folder, processes) if recipe.steps else None
+    model = copy.deepcopy(loaded.model)
+    if recipe.tuning == "full":
+        model.float()  # 16 bits would lose updates of 1e-5; autocast computes in bf16 all the same
+    teacher = Teacher(model, recipe) if recipe.distil else None
+    model = adapt(apply(model, recipe, fit), recipe)
+    anneal = learned = None
+    if recipe.sparse and recipe.anneal:
+        anneal = Anneal(model, fit, recipe.sparsity, recipe.anneal, recipe.steps)
+    if recipe.sparse and recipe.learn_thresholds:
+        learned = LearnedThresholds(model, fit.thresholds, recipe.sparsity)
+        model.add_module("learned", learned)
+    args = arguments(recipe, folder, on_cpu=device == "cpu", accumulation=accumulation)
+    args.eval_on_start = begin is None
+    pad = loaded.tokenizer.pad_token_id or 0
+    trainer = CatsTrainer(
+        model, recipe, text, args, pad=pad, teacher=teacher, anneal=anneal, learned=learned, minutes=minutes
+    )
+    trainer.zero_shot = zero_shot
+    with _said(recipe, trainer, folder):
+        if recipe.steps:
+            trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+        else:
+            trainer.evaluate()
+    points = _points(trainer.state.log_history, recipe, text, accumulation * recipe.rows_at_once * processes)
+    if trainer.state.global_step < recipe.steps:
+        return Outcome(points, {}, None, False)
+    after = {"method": recipe.method, "seed": recipe.seed, "trainable_parameters": _trainable(trainer.model)}
+    if trainer.step_seconds:
+        after["step_s"] = float(np.median(trainer.step_seconds))
+    if device != "cpu":
+        after["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    trainer.settle()
+    if learned is not None:
+        del model.learned
+    final = merged(_whole(trainer, loaded, recipe, fit, folder))
+    if recipe.sparse and fit.thresholds is not None:
+        after["sparsity_by_layer"] = [module.sparsity for _, _, module in places(final)]
+        note_sparsity(final, fit)
+    if recipe.sparse and recipe.recalibrate and fit.thresholds is not None:
+        after |= _recalibrated(final, recipe, text, args, pad, calibration)
+    return Outcome(points, after, final, True)
+
+
+def save(outcome: Outcome, recipe: Recipe, tokenizer, folder: Path) -> None:
+    """Write the model where `from_pretrained` reads it: dense, sparse through CatsConfig, or with ReLU."""
+    model = as_relu(outcome.model) if recipe.rule == "relufication" else outcome.model
+    with quiet_unless_terminal():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _recalibrated(model, recipe: Recipe, text: TrainingText, args, pad: int, batches) -> dict:
+    """Thresholds estimated once more on the trained model as it computes, with its masks: their drift, each
+    over the one trained with, minus 1, and the held-out loss with them."""
+    modules = [module for _, _, module in places(model)]
+    before = torch.stack([module.threshold.clone() for module in modules])
+    targets = [module.sparsity for module in modules]
+    renewed = calibrate(model, batches).at(targets).to(before.device)
+    drift = (renewed / before - 1).reshape(len(modules), -1).mean(1)
+    set_thresholds(modules, renewed, targets)
+    trainer = CatsTrainer(model, recipe, text, args, pad=pad)
+    trainer.evaluate()
+    [point] = _points(trainer.state.log_history, recipe, text, 0)
+    return {"threshold_drift": drift.tolist(), "recalibrated": point}
+
+
+def _points(history: list[dict], recipe: Recipe, text: TrainingText, rows_a_step: int) -> list[dict]:
+    """The curve: one dict for each step that was measured, from Trainer's log."""
+    found: dict[int, dict] = {}
+    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    for entry in history:
+        step = entry["step"]
+        point = found.setdefault(step, {"step": step})
+        for prefix in (HELDOUT, INDOMAIN):
+            for key in ("nll", "realised", "accuracy", "rows"):
+                if f"eval_{prefix}_{key}" in entry:
+                    point[f"{prefix}_{key}"] = entry[f"eval_{prefix}_{key}"]
+        if "zero_shot" in entry:
+            point["zero_shot"] = entry["zero_shot"]
+    curve = [found[step] for step in sorted(found) if f"{HELDOUT}_nll" in found[step]]
+    before = 0
+    for point in curve:
+        between = [losses[step] for step in range(before + 1, point["step"] + 1) if step in losses]
+        point["train_loss"] = float(np.mean(between)) if between else None
+        point["rows_trained"] = point["step"] * rows_a_step
+        before = point["step"]
+    return curve
+
+
+def _claim(folder: Path, recipe: Recipe, text: TrainingText, model: dict) -> None:
+    """Note what runs in a folder; raises CatsError where that was something else.
+
+    At a constant rate and without a schedule a longer run goes on from a shorter one.
+    """
+    settings = recipe.describe() | {"method": recipe.method, "seed": recipe.seed}
+    grows = recipe.schedule == "constant" and not recipe.anneal
+    for name in ("grid", "save_every", "recalibrate", *(["steps"] if grows else [])):
+        del settings[name]
+    source = {key: value for key, value in text.info.items() if key not in _GROWS}
+    known = json.loads(json.dumps({"recipe": settings, "text": source, "model": model}))
+    note = folder / "run.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not note.is_file():
+        write_atomically(note, json.dumps(known, indent=1).encode())
+        return
+    found = json.loads(note.read_text())
+    differs = [
+        f"{part} {key}"
+        for part in known
+        for key in known[part]
+        if found.get(part, {}).get(key) != known[part][key]
+    ]
+    if differs:
+        raise CatsError(
+            f"{folder.name} holds a run that differs in {differs[0]}: use another output, or remove it."
+        )
+
+
+@contextmanager
+def _said(recipe: Recipe, trainer: CatsTrainer, folder: Path) -> Iterator[None]:
+    """Too little memory is said in one sentence, with what is kept; Trainer's chatter is left out."""
+    try:
+        with quiet_unless_terminal(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's calls of what Transformers renamed
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            raise
+        kept = last_checkpoint(folder)
+        raise CatsError(
+            f"Memory ran out at step {trainer.state.global_step + 1} with {recipe.rows_at_once} rows of "
+            f"{recipe.sequence_length} tokens at once: lower rows_at_once or sequence_length, or turn "
+            f"checkpointing on ({f'{kept.name} is kept' if kept else 'there is no checkpoint yet'})."
+        ) from error
+
+
+def _whole(trainer: CatsTrainer, loaded: LoadedModel, recipe: Recipe, fit: Fit | None, folder: Path):
+    """The trained model in one piece, on this process."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.accelerator.unwrap_model(trainer.model)
+    trainer.save_model(str(folder / "gathered"))
+    trainer.accelerator.wait_for_everyone()
+    model = adapt(apply(copy.deepcopy(loaded.model), recipe, fit), recipe)
+    if recipe.tuning == "lora":
+        model.load_adapter(str(folder / "gathered"), "default")
+    else:
+        model = type(loaded.model).from_pretrained(folder / "gathered")
+    return model.to(trainer.args.device)
+
+
+def _trainable(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,88 @@
+"""Curves of fine-tuning as tidy rows, each held against the dense run of its seed, and as a record."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cats import evaluation, records
+from cats.finetuning.plan import Comparison
+from cats.finetuning.recipe import Recipe
+
+
+def record(each: Comparison, done: list, info: dict, started: float, folder: Path) -> Path:
+    """Write the record of finished runs and return its path."""
+    parameters = {
+        **each.recipes[0].describe(),
+        "methods": list(dict.fromkeys(recipe.method for recipe, _ in done)),
+        "seeds": sorted({recipe.seed for recipe, _ in done}),
+        "zero_shot": each.zero_shot,
+        "calibration": each.thresholds or each.calibration,
+        "runs": [found["after"] for _, found in done],
+    }
+    return records.write(
+        "finetuning",
+        each.record,
+        parameters=parameters,
+        rows=rows(each.model, done),
+        model=info["model"],
+        data=info["data"],
+        started=started,
+        folder=folder,
+    )
+
+
+def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
+    """Tidy rows of finished runs; `delta_nll` is held-out loss minus the dense run's of that seed and step.
+
+    Its interval is a paired bootstrap over held-out rows. A row with `method` "… recalibrated" has the
+    thresholds that were estimated once more after training.
+    """
+    dense = {
+        (recipe.seed, point["step"]): point
+        for recipe, found in done
+        if not recipe.sparse
+        for point in found["points"]
+    }
+    table = []
+    for recipe, found in done:
+        points = [(recipe.method, point) for point in found["points"]]
+        if "recalibrated" in found["after"]:
+            last = {**found["after"]["recalibrated"], "step": recipe.steps}
+            points.append((f"{recipe.method} recalibrated", last))
+        for method, point in points:
+            delta = {"delta_nll": None, "delta_low": None, "delta_high": None}
+            base = dense.get((recipe.seed, point["step"]))
+            if base and len(base["heldout_rows"]) > 1:
+                delta = evaluation.paired_interval(_scores(base), _scores(point))
+            realised = point.get("heldout_realised")
+            table.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "sparsity": recipe.sparsity,
+                    "seed": recipe.seed,
+                    "step": point["step"],
+                    "heldout_nll_nats": point["heldout_nll"],
+                    "zero_shot_avg": point.get("zero_shot"),
+                    "realised_sparsity": _mean(realised),
+                    "indomain_nll_nats": point["indomain_nll"],
+                    "indomain_realised_sparsity": _mean(point.get("indomain_realised")),
+                    "realised_by_layer": realised,
+                    "indomain_realised_by_layer": point.get("indomain_realised"),
+                    "accuracy": point.get("heldout_accuracy"),
+                    "train_loss": point["train_loss"],
+                    "rows_trained": point["rows_trained"],
+                    **delta,
+                }
+            )
+    return table
+
+
+def _scores(point: dict) -> pd.DataFrame:
+    table = pd.DataFrame(point["heldout_rows"], columns=["nll_nats", "tokens"])
+    return table.assign(document=range(len(table)), tokens=table.tokens.astype(int))
+
+
+def _mean(values: list | None) -> float | None:
+    return None if values is None else sum(values) / len(values)

@@ -1,0 +1,258 @@
+"""Transformers' Trainer with the mask on: held-out loss on a grid of steps, and distillation."""
+
+import math
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from cats.errors import CatsError
+from cats.finetuning.adapt import Teacher
+from cats.finetuning.data import TrainingText, collate
+from cats.finetuning.grid import HELDOUT, INDOMAIN, Bar, Grid
+from cats.finetuning.learned import Anneal, LearnedThresholds
+from cats.finetuning.recipe import Recipe
+from cats.observation import SparsityMeter
+from cats.structure import places
+
+_SHIFT = "thresholds.safetensors"
+
+
+def arguments(recipe: Recipe, folder: Path, *, on_cpu: bool, accumulation: int) -> TrainingArguments:
+    """The recipe in Trainer's words; checkpoints go to `folder`, the two newest are kept, and the best."""
+    never = max(recipe.steps, 1)  # saving and measuring happen where `Grid` says, and at the last step
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=never,
+        per_device_train_batch_size=recipe.rows_at_once,
+        per_device_eval_batch_size=max(recipe.rows_at_once, 4),
+        gradient_accumulation_steps=accumulation,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.schedule,
+        weight_decay=recipe.weight_decay,
+        bf16=recipe.dtype == "bfloat16",
+        **_checkpointing(recipe.checkpointing),
+        train_sampling_strategy="sequential",  # the rows come in the order of the seed already
+        eval_strategy="steps",
+        eval_steps=never,
+        save_strategy="steps",
+        save_steps=never,
+        save_total_limit=2,
+        load_best_model_at_end=bool(recipe.best),
+        metric_for_best_model=f"eval_{INDOMAIN}_{recipe.best}" if recipe.best else None,
+        greater_is_better=recipe.best == "accuracy" and not recipe.reference_sign,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a NaN loss ends the run, see `training_step`
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
+        seed=recipe.seed,
+    )
+
+
+def _checkpointing(on: bool) -> dict:
+    """Activations recomputed in the backward pass, by the name that this version of Transformers has."""
+    newer = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if newer else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if on else {}
+
+
+class CatsTrainer(Trainer):
+    """Trains an adapted model on `text`, measures `heldout` and `indomain` rows on the grid of the recipe.
+
+    Every measurement is made at the target sparsity, with the thresholds that the run would end with.
+    In `state.log_history`, for `prefix` "eval_heldout" and "eval_indomain": `<prefix>_nll`, nats a token;
+    `<prefix>_rows` [N, 2], summed nats and targets of each row; `<prefix>_realised` [L], the share zeroed;
+    `<prefix>_accuracy` where there are answers; and "zero_shot" where that is set. Raises CatsError at a loss
+    that is not finite, before it reaches the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        text: TrainingText,
+        args: TrainingArguments,
+        *,
+        pad: int,
+        teacher: Teacher | None = None,
+        anneal: Anneal | None = None,
+        learned: LearnedThresholds | None = None,
+        minutes: float | None = None,
+    ):
+        self.recipe, self.text = recipe, text
+        self.teacher, self.anneal, self.learned = teacher, anneal, learned
+        self.zero_shot: Callable[[nn.Module], float] | None = None
+        self.step_seconds: list[float] = []
+        self._finite = True
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=text.train,
+            eval_dataset={HELDOUT: text.heldout, INDOMAIN: text.indomain},
+            data_collator=partial(collate, pad=pad),
+            compute_metrics=self._metrics,
+            callbacks=[Grid(self, minutes)],
+        )
+        self.remove_callback(PrinterCallback)  # both print every step's loss
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Bar)
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
+        if learned is not None:
+            learned.attach()
+
+    def create_optimizer(self, model=None):
+        """AdamW, with learned thresholds in a group of their own: another rate, and no decay."""
+        if self.optimizer is None and self.learned is not None:
+            shift = self.learned.shift
+            shift.requires_grad_(False)
+            optimizer = super().create_optimizer(model)
+            shift.requires_grad_(True)
+            optimizer.add_param_group(
+                {"params": [shift], "lr": self.recipe.threshold_lr, "weight_decay": 0.0}
+            )
+            return optimizer
+        return super().create_optimizer(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss on labels, or with a teacher (1 - w) of it and w of KL(teacher || student), in nats."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        weight = self.recipe.distil
+        bare = {key: value for key, value in inputs.items() if key != "labels"}
+        expected = self.teacher.logits(self.accelerator.unwrap_model(model), model, bare)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        targets = inputs["labels"][:, 1:] != -100
+        count = targets.sum() if num_items_in_batch is None else num_items_in_batch
+        divergence = (
+            functional.kl_div(
+                outputs.logits[:, :-1][targets].float().log_softmax(-1),
+                expected[:, :-1][targets].float().log_softmax(-1),
+                reduction="sum",
+                log_target=True,
+            )
+            / count
+        )
+        if num_items_in_batch is not None:  # as the loss on labels: gradients are averaged over processes
+            divergence = divergence * self.accelerator.num_processes
+        loss = (1 - weight) * loss + weight * divergence
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._finite = self._finite & torch.isfinite(loss)
+        return loss
+
+    def check_finite(self) -> None:
+        """Raise CatsError if a loss since the last step was not finite; asked once an optimizer step."""
+        finite, self._finite = bool(self._finite), True
+        if not finite:
+            raise _not_finite("loss", self.state.global_step + 1)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Trainer's evaluation; each of the two sets of rows is measured with a SparsityMeter."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(eval_dataset, str):
+            self.settle()
+            try:
+                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+                if self.zero_shot is not None:
+                    self.state.log_history[-1]["zero_shot"] = self.zero_shot(model)
+                return metrics
+            finally:
+                self._resume()
+        with SparsityMeter(model) if places(model) else nullcontext() as meter:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        known = {"rows": self._rows.tolist()}
+        if meter is not None:
+            shares = meter.by_layer.float().to(self.args.device)
+            known["realised"] = self.accelerator.reduce(shares, "mean").tolist()
+        self.state.log_history[-1] |= {f"{metric_key_prefix}_{key}": value for key, value in known.items()}
+        return metrics
+
+    def settle(self) -> None:
+        """Set the thresholds that the run would end with."""
+        if self.anneal is not None:
+            self.anneal.end()
+        if self.learned is not None:
+            self.learned.detach()
+
+    def _resume(self) -> None:
+        if self.anneal is not None:
+            self.anneal.at(self.state.global_step)
+        if self.learned is not None:
+            self.learned.attach()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """(mean loss, [B, 3], [B, T]): of each row summed nats, targets, and whether the answer is right."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"][:, 1:]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits[:, :-1]
+        nats = functional.cross_entropy(
+            logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
+        ).sum(1)
+        counted = labels != -100
+        right = torch.zeros_like(nats)
+        if self.text.answers:
+            first = counted.int().argmax(1)
+            answers = torch.tensor(self.text.answers, device=labels.device)
+            scores = logits[torch.arange(len(labels), device=labels.device), first][:, answers]
+            right = (answers[scores.argmax(1)] == labels.gather(1, first[:, None])[:, 0]).float()
+        rows = torch.stack([nats, counted.sum(1).float(), right], 1)
+        return nats.sum() / counted.sum(), rows, rows
+
+    def _metrics(self, prediction) -> dict[str, float]:
+        rows = prediction.predictions.astype(np.float64)
+        self._rows = rows[:, :2]
+        metrics = {"nll": float(rows[:, 0].sum() / rows[:, 1].sum())}
+        if not math.isfinite(metrics["nll"]):
+            raise _not_finite("held-out loss", self.state.global_step)
+        return metrics | ({"accuracy": float(rows[:, 2].mean())} if self.text.answers else {})
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Adapters or weights as safetensors; Trainer would ask the hub, and pickle its arguments."""
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        elif isinstance(self.model, PeftModel | nn.Module) and hasattr(self.model, "save_pretrained"):
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+        if self.learned is not None:
+            save_file({"shift": self.learned.shift.detach().cpu()}, Path(output_dir) / _SHIFT)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_shift(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._load_shift(self.state.best_model_checkpoint)
+
+    def _load_shift(self, checkpoint: str) -> None:
+        if self.learned is not None:
+            with torch.no_grad():
+                self.learned.shift.copy_(load_file(Path(checkpoint) / _SHIFT)["shift"])
+
+
+def _not_finite(what: str, step: int) -> CatsError:
+    return CatsError(
+        f"The {what} became NaN or infinite at step {step}: use a lower lr or float32; "
+        "the last checkpoint is kept."
+    )
