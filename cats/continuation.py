@@ -31,7 +31,7 @@ def continue_prompts(
     ids, valid = left_padded(prompts, model.device)
     rows, width = ids.shape
     lengths = valid.sum(1)
-    cache, following = _read(model, ids, valid, masking, prefill_tokens)
+    cache, following = read_prompts(model, ids, valid, masking, prefill_tokens)
     mask = torch.cat([valid, valid.new_ones(rows, new_tokens)], dim=1)
     ends = torch.tensor(list(eos), device=ids.device)
     tokens = ids.new_zeros(rows, new_tokens)
@@ -53,7 +53,7 @@ def continue_prompts(
             use_cache=True,
         ).logits
         following = logits[:, -1].argmax(-1)
-    added = [_cut(row, set(eos), ended) for row in tokens[:, :step].tolist()]
+    added = [cut(row, set(eos), ended) for row in tokens[:, :step].tolist()]
     masking.count_rows(torch.tensor([len(row) - 1 for row in added]))  # the first token came with the prompt
     return added
 
@@ -72,7 +72,7 @@ def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
     return ids.to(device), valid.to(device)
 
 
-def _read(
+def read_prompts(
     model, ids: Tensor, valid: Tensor, masking: Masking, prefill_tokens: int
 ) -> tuple[DynamicCache, Tensor]:
     """The cache behind all prompts, and the token that follows each."""
@@ -110,7 +110,7 @@ def _all_over(tokens: Tensor, done: Tensor, ended: Callable) -> bool:
     return all(over)
 
 
-def _cut(ids: list[int], eos: set[int], ended: Callable) -> list[int]:
+def cut(ids: list[int], eos: set[int], ended: Callable) -> list[int]:
     first = next((place + 1 for place, token in enumerate(ids) if token in eos), len(ids))
     length = ended(ids[:first])
     return ids[: first if length is None else length]

@@ -113,14 +113,20 @@ class Masking:
                 module.call = None
 
     def begin(
-        self, phase: str, valid: Tensor, *, before: Tensor | int = 0, prompt: Tensor | None = None
+        self,
+        phase: str,
+        valid: Tensor,
+        *,
+        before: Tensor | int = 0,
+        prompt: Tensor | None = None,
+        dense: bool = False,
     ) -> None:
         """Announce the next call of the model: `valid` [B, T] bool, False for padding; `before` as
-        Policy.chosen; `prompt` as `cats.sites.Call`.
+        Policy.chosen; `prompt` as `cats.sites.Call`; `dense` masks no token of it.
         """
         self._phase, self._valid, self._prompt = phase, valid, prompt
-        self._masked = None
-        if phase == "prefill" and self.policy != Policy():
+        self._masked = torch.zeros_like(valid) if dense else None
+        if not dense and phase == "prefill" and self.policy != Policy():
             self._masked = self.policy.chosen(valid, before)
 
     def start_rows(self) -> None:

@@ -193,8 +193,20 @@ def _common(outcome: Outcome) -> dict:
         "realised_model_sparsity": outcome.sparsity["model_realised"],
         "realised_prefill": share["prefill"],
         "realised_decode": share["decode"],
+        **_corrections(outcome),
         "policy": outcome.configuration["policy"],
         "tokens_per_s": outcome.speed["tokens_per_s"],
+    }
+
+
+def _corrections(outcome: Outcome) -> dict:
+    """Steps of each kind a token of the answers, where the dense model corrects a sparse one."""
+    tokens = outcome.sparsity.get("corrected_tokens")
+    if not tokens:
+        return {}
+    return {
+        f"{kind}_steps_per_token": outcome.sparsity[f"corrected_{kind}_steps"] / tokens
+        for kind in ("sparse", "dense")
     }
 
 

@@ -59,7 +59,9 @@ def test_calibrating_and_undoing_leave_the_model_as_it_was(name, model, text):
     fit = rule.calibrate(model, text, progress=False)
     assert torch.equal(logits(model), before)
     fit.apply(model, 0.5 if rule.adjustable else None)
-    assert not torch.equal(logits(model), before)
+    with Masking(model) as masking:
+        masking.begin("prefill", torch.ones_like(IDS, dtype=torch.bool))
+        assert not torch.equal(logits(model), before)
     fit.undo(model)
     assert torch.equal(logits(model), before)
     assert rule.title and rule.what and "criterion" in fit.describe()

@@ -7,11 +7,11 @@ from torch import nn
 
 from cats import criteria
 from cats.accounting import account
-from cats.criteria import greedy, scap, sited, statistical_top_k
+from cats.criteria import greedy, griffin, r_sparse, scap, sirius, sited, statistical_top_k
 from cats.criteria.pruning import block_inputs, blocks
 from cats.errors import CatsError
 from cats.masking import Masking, Policy
-from cats.sites import Site, attach, attached, detach
+from cats.sites import Call, Site, attach, attached, detach
 
 RIVALS = [name for name, rule in criteria.RULES.items() if isinstance(rule, sited.SitedRule)]
 IDS = toys.tokens(4, 48, seed=9)
@@ -90,6 +90,8 @@ def test_the_calibration_text_realises_the_model_level_target(name, target, mode
 TOLERANCES = {
     # random pre-activations are nearly Gaussian
     "statistical-top-k": lambda target: (0.05, target),
+    # half of a text is its prompt, read dense
+    "griffin": lambda target: (0.03, target / 2),
 }
 
 
@@ -361,3 +363,154 @@ def test_statistical_top_k_by_hand():
     keep = statistical_top_k._keep(0.8413448)  # one standard deviation, 1.118, above the mean
     assert keep(x[:1]).tolist() == [[False, False, False, True]]
     assert statistical_top_k._keep(0.0)(x).all()
+
+
+def test_low_rank_is_the_truncated_decomposition():
+    for shape in ((7, 5), (5, 7)):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        u, s, vh = torch.linalg.svd(weight)
+        left, right = r_sparse.low_rank(weight, 3)
+        torch.testing.assert_close(right @ left.t(), u[:, :3] @ torch.diag(s[:3]) @ vh[:3])
+
+
+def test_r_sparse_by_hand():
+    linear = nn.Linear(2, 2, bias=False)
+    linear.weight.data = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    left, right = r_sparse.low_rank(linear.weight, 1)  # keeps the entry 2 alone
+    site = Site(0, "a", linear, sited.at_least(0.5), 2, rest=r_sparse._through(left, right))
+    attach(nn.Sequential(linear), [site])
+    # kept (0, 3) meets W; dropped (0.3, 0) and (-0.2, 0.4) meet W of rank one
+    x = torch.tensor([[0.3, 3.0], [-0.2, 0.4]])
+    assert linear(x)[0].tolist() == pytest.approx([0.6, 3.0])
+    assert linear(x)[1].tolist() == pytest.approx([-0.4, 0.0], abs=1e-6)
+
+
+def test_r_sparse_spends_its_budget_where_the_error_is_least(model, text):
+    up = model.model.layers[1].mlp.up_proj
+    generator = torch.Generator().manual_seed(0)
+    up.weight.data = torch.randn(80, 1, generator=generator) @ torch.randn(1, 32, generator=generator) / 4
+    fit = criteria.rule("r-sparse").calibrate(model, text, progress=False)
+    dense = logits(model)
+    fit.apply(model, 0.4)
+    sites = {(site.layer, site.name): site for site in attached(model)}
+    assert sites[1, "mlp.up_proj"].extra == (80 + 32) * 2  # rank 2 of the split 0.8: the error is zero
+    spent = [site for site in sites.values() if site.extra]
+    assert len(spent) < len(sites)
+    with Masking(model) as masking, torch.no_grad():
+        masking.begin("prefill", torch.ones_like(IDS, dtype=torch.bool))
+        model(input_ids=IDS)
+    found = masking.realised()["prefill"]["skipped_weights"]
+    assert found / account(model).block_weights == pytest.approx(0.4, abs=0.03)
+    assert not torch.equal(logits(model), dense)
+
+
+def test_griffin_scores_by_hand():
+    h = torch.tensor([[[3.0, 4.0, 0.0], [0.0, 0.0, 2.0], [0.0, 9.0, 0.0]]])
+    inside = torch.tensor([[[True], [True], [False]]])
+    assert griffin.neuron_scores(h, inside).tolist() == [pytest.approx([0.36, 0.64, 1.0])]
+    choice = griffin.Choice(1 / 3)
+    call = Call("prefill", torch.ones(1, 3, dtype=torch.bool), torch.tensor([2]))
+    assert choice(h, call).tolist() == [[[True] * 3, [True] * 3, [False, True, True]]]
+    assert choice(h[:, :1], Call("decode")).tolist() == [[[False, True, True]]]
+
+
+def test_griffin_chooses_for_each_row_and_leaves_padding_out(model):
+    criteria.rule("griffin").calibrate(model, None).apply(model, 0.5)
+    seen = {}
+    model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, args, out: seen.update(h=args[0]))
+    valid = torch.ones(2, 24, dtype=torch.bool)
+    valid[1, :10] = False
+    ids = toys.tokens(2, 24)
+    with Masking(model) as masking, torch.no_grad():
+        assert masking.whole
+        masking.begin("prefill", valid, prompt=torch.tensor([20, 6]))
+        out = model(input_ids=ids, attention_mask=valid.long(), use_cache=True)
+        zeros = seen["h"] == 0
+        assert not zeros[0, :20].any() and not zeros[1, 10:16].any()
+        assert (zeros[0, 20:].sum(-1) == 40).all() and (zeros[1, 16:].sum(-1) == 40).all()
+        sets = zeros[:, -1]
+        assert not torch.equal(sets[0], sets[1])
+        masking.begin("decode", torch.ones(2, 1, dtype=torch.bool))
+        model(
+            input_ids=ids[:, :1],
+            attention_mask=torch.ones(2, 25),
+            past_key_values=out.past_key_values,
+        )
+        assert torch.equal((seen["h"] == 0)[:, 0], sets)
+    with pytest.raises(CatsError, match="behind a prompt"):
+        griffin.Choice(0.5)(torch.ones(1, 1, 4))
+
+
+def continued(model, fit, sparsity, policy=None):
+    """What is added to PROMPTS, and what was realised while decoding."""
+    with Masking(model, policy) as masking:
+        found = fit.continuing(sparsity)(
+            model,
+            PROMPTS,
+            new_tokens=20,
+            eos=[2],
+            ended=lambda ids: None,
+            masking=masking,
+            prefill_tokens=256,
+        )
+    return found, masking.realised().get("decode")
+
+
+PROMPTS = [[5, 9, 33, 70], [8, 8, 21, 90, 14, 101, 3], [60, 61]]
+DENSE_PROMPT = Policy(prefill="dense")  # then the first token is the dense model's too
+
+
+@pytest.mark.parametrize("likelihood", [0.0, 1.01])
+def test_sirius_that_never_or_always_corrects(likelihood, model, text, monkeypatch):
+    fit = criteria.rule("sirius").calibrate(model, text, progress=False)
+    dense, _ = continued(model, criteria.Fit("dense", None), 0.0)
+    cats = criteria.rule("cats").calibrate(model, text, progress=False)
+    cats.apply(model, 0.9)
+    plain, _ = continued(model, cats, 0.9, DENSE_PROMPT)
+    assert plain != dense
+    monkeypatch.setattr(sirius, "PERIOD", 4)
+    monkeypatch.setattr(sirius, "LIKELIHOOD", likelihood)
+    found, decode = continued(model, fit, 0.9, DENSE_PROMPT)
+    counts = fit.counted()
+    tokens = sum(map(len, found))
+    assert counts["corrected_tokens"] == tokens
+    assert counts["corrected_sparse_steps"] == 4 * counts["corrected_dense_steps"] == decode["tokens"]
+    assert decode["gate_sparsity"] > 0.7
+    # never: four tokens a round; always: one, the dense model's
+    rounds = tokens if likelihood else sum(-(-len(row) // 4) for row in found)
+    assert counts["corrected_dense_steps"] == rounds
+    assert (found == dense) == bool(likelihood)
+    assert fit.counted()["corrected_tokens"] == 0
+
+
+def test_sirius_keeps_what_is_likely(model, text, monkeypatch):
+    """Every token has, given all before it, the likelihood asked for, or is the dense model's own."""
+    monkeypatch.setattr(sirius, "PERIOD", 5)
+    monkeypatch.setattr(sirius, "LIKELIHOOD", 0.03)
+    fit = criteria.rule("sirius").calibrate(model, text, progress=False)
+    fit.apply(model, 0.9)
+    found, _ = continued(model, fit, 0.9, DENSE_PROMPT)
+    counts = fit.counted()
+    assert 1 < sum(map(len, found)) / counts["corrected_dense_steps"] < 5
+    fit.undo(model)
+    others = 0
+    for prompt, added in zip(PROMPTS, found, strict=True):
+        chances = logits(model, torch.tensor([prompt + added])).softmax(-1)[0]
+        for place, token in enumerate(added, len(prompt) - 1):
+            own = int(chances[place].argmax()) == token
+            others += not own
+            assert own or float(chances[place, token]) > 0.03 - 1e-4
+    assert others > 0
+
+
+def test_sirius_counts_its_dense_steps(model):
+    rule, shape = criteria.rule("sirius"), account(model)
+    own = rule.own_sparsity(shape, 0.25)
+    fit = sirius.SiriusFit("sirius", None)
+    assert own == pytest.approx((0.25 + 1 / 16) / shape.max_model_sparsity)
+    assert fit.model_sparsity(shape, own) == pytest.approx(0.25)
+    weights = shape.block_weights + shape.head_weights
+    expected = 2 * (weights - own * shape.skippable_weights + weights / 16)
+    assert fit.bytes_per_token(shape, own) == pytest.approx(expected)
+    with pytest.raises(CatsError, match="sliding windows"):
+        continued(toys.toy("gemma3"), fit, 0.5)
