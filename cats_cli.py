@@ -7,6 +7,7 @@ RESUME = {
     "calibrate": "the same command goes on from the last checkpoint",
     "reproduce": "the same command keeps the chapters that are done",
     "evaluate": "the same command goes on with the next task",
+    "finetune": "the same command goes on from the last checkpoint",
 }
 
 
@@ -121,6 +122,7 @@ def parser() -> Parser:
     sub.add_argument("--new-tokens", type=count, default=64, metavar="N", help="tokens to add (default: 64)")
 
     _evaluate(command)
+    _finetune(command)
     sub = command(
         "reproduce",
         "run chapters of the book with a profile of parameters",
@@ -196,6 +198,47 @@ def _evaluate(command) -> None:
         "cats lm_eval --model hf --model_args pretrained=FOLDER --tasks piqa,arc_easy --batch_size 8",
     )
     sub.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to lm-eval")
+
+
+def _finetune(command) -> None:
+    sub = command(
+        "finetune",
+        "fine-tune with the mask on, each method alike, and record the curves",
+        "cats finetune --method dense cats:0.5 relufication --steps 20 --output runs\n"
+        "  cats finetune --plan data/plans/finetuning.yml --output runs --minutes 20\n"
+        "  accelerate launch --num_processes 2 -m cats_cli finetune --device cuda --plan PLAN.yml",
+    )
+    _model(sub)
+    for option, kind, default, metavar, what in (
+        ("steps", int, 20, "N", "optimizer steps; 0 trains nothing"),
+        ("batch", count, 4, "N", "rows a step, over all processes"),
+        ("rows-at-once", count, 4, "N", "rows in one pass of one process"),
+        ("sequence-length", count, 64, "N", "tokens a row"),
+        ("lr", float, 1e-4, "X", "learning rate; the paper's is 1e-5"),
+        ("tuning", str, "lora", "T", "lora or full"),
+        ("train", str, "python-docs", "TEXT", "a corpus, task:<name>, sampled:<texts>, or a file"),
+        ("heldout", str, "shakespeare", "TEXT", "text of another source, to measure on"),
+        ("heldout-rows", count, 16, "N", "rows to measure on"),
+        ("distil", float, 0.0, "W", "weight of the KL divergence from the dense model"),
+        ("anneal", float, 0.0, "X", "share of the steps over which sparsity rises"),
+        ("recalibrate", int, 0, "N", "tokens to estimate thresholds on once more at the end"),
+        ("best", str, "", "B", "loss or accuracy: keep the best checkpoint, not the last"),
+        ("output", str, "runs", "DIR", "one folder a run, and the record"),
+    ):
+        shown = f"{what} (default: {default or 'none'})"
+        sub.add_argument(f"--{option}", type=kind, default=default, metavar=metavar, help=shown)
+    sub.add_argument("--method", nargs="+", default=["dense", "cats:0.5"], metavar="M", help="rule:sparsity")
+    sub.add_argument("--grid", nargs="+", type=int, default=[], metavar="N", help="steps to measure at")
+    sub.add_argument("--learn-thresholds", action="store_true", help="by a straight-through estimator")
+    sub.add_argument("--checkpointing", action="store_true", help="recompute activations: less memory")
+    sub.add_argument("--unequal", action="store_true", help="the reference code's unequal batches")
+    sub.add_argument("--save", action="store_true", help="keep each model, merged")
+    _thresholds(sub)
+    for option, what in (("plan", "run a plan instead (.yml)"), ("data-dir", "local mirrors of the tasks")):
+        sub.add_argument(f"--{option}", metavar="PATH", help=what)
+    sub.add_argument("--records", metavar="DIR", help="where records go (default: the output folder)")
+    sub.add_argument("--minutes", type=float, metavar="N", help="stop after so long; the next call goes on")
+    sub.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
 
 
 def _model(sub: argparse.ArgumentParser) -> None:

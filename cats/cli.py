@@ -115,6 +115,16 @@ def evaluate(given: Namespace) -> None:
     assess.main(given)
 
 
+def finetune(given: Namespace) -> None:
+    """Fine-tune a model under several methods, or run a plan; prints the curves' end values."""
+    try:
+        from cats.finetuning import command  # peft and accelerate: only this command needs the extra "train"
+    except ImportError as error:
+        raise CatsError(f"{error.name} is missing: install the extra, `pip install -e .[train]`.") from error
+
+    command.main(given)
+
+
 def lm_eval(given: Namespace) -> None:
     """lm-eval's own command line, in a process where the quantization method "cats" is registered."""
     from lm_eval.__main__ import cli_evaluate

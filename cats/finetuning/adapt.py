@@ -1,6 +1,7 @@
 """Make a model ready to be fine-tuned under a method, take its dense teacher, and put it together again."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,7 +51,9 @@ def adapt(model: nn.Module, recipe: Recipe) -> nn.Module:
         target_modules=sorted(projections | (leaves & set(_ATTENTION))),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for what Transformers has renamed
+        return get_peft_model(model, config)
 
 
 class Teacher:

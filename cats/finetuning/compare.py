@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from cats import corpora, criteria, models
 from cats.crew import Crew
 from cats.errors import CatsError
@@ -31,6 +33,8 @@ def execute(
     Runs have folders of their own below `output`, and go on from their last checkpoint.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    if any(each.device == "cuda" for each in wanted) and not torch.cuda.is_available():
+        raise CatsError("The plan is for a GPU and PyTorch sees none here: set its device to cpu.")
     complete = True
     for each in wanted:
         started = time.time()
@@ -40,7 +44,7 @@ def execute(
         stamp = folder / f"recorded-{len(done)}"
         if crew.leads and done and not stamp.exists():
             path = table.record(each, done, info, started, records_folder or output)
-            print(f"Wrote {path}")
+            print(*table.ends(table.rows(each.model, done)), f"Wrote {path}", sep="\n")
             stamp.touch()
     return complete
 
@@ -51,6 +55,7 @@ def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None)
     loaded = texts = None
     fits: dict = {}
     note = folder / "data.json"
+    folder.mkdir(parents=True, exist_ok=True)
     for recipe in each.recipes:
         result = folder / recipe.slug / _RESULT
         if crew.agree(_finished(result, recipe)):

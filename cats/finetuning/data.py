@@ -24,6 +24,7 @@ _TASKS = {
     "cola": ("Is this sentence grammatical?", "{sentence}", "label"),
 }
 ANSWERS = ("no", "yes")
+_PIECES = 64
 _IGNORED = -100  # a label that no loss counts
 
 
@@ -95,6 +96,7 @@ def load(
         measured, about_heldout = examples(heldout, "validation", data_dir)
     else:
         units, about = _documents(name, "train", documents)
+        units = _pieces(units) if len(units) < _PIECES // 4 else units
         measured, about_heldout = _documents(heldout, "test", None)
     if about["sha256"] == about_heldout["sha256"]:
         raise CatsError(f"{heldout} is the training text itself: hold out another one.")
@@ -110,9 +112,9 @@ def load(
     units = random.Random(0).sample(units, len(units))  # what is kept out is the same for every seed
     rest = iter(units)
     indomain = list(islice(encoded(islice(rest, len(units) // 4)), heldout_rows))
-    train, passes = _stream(list(rest), encoded, rows, seed, name)  # documents that were not looked at
     if not indomain:
         raise CatsError(f"{name} is too short to keep a row of {sequence_length} tokens out of training.")
+    train, passes = _stream(list(rest), encoded, rows, seed, name)  # documents that were not looked at
     held = list(islice(encoded(random.Random(0).sample(measured, len(measured))), heldout_rows))
     if not held:
         raise CatsError(f"{heldout} is shorter than one row of {sequence_length} tokens: use a shorter row.")
@@ -164,6 +166,12 @@ def _documents(name: str, split: str, documents: int | None) -> tuple[list[str],
     split = "all" if Path(name).suffix else split  # a file is one part: what is held out is another file
     corpus = corpora.load(name, split=split, documents=documents)
     return corpus.documents, corpus.info
+
+
+def _pieces(documents: list[str]) -> list[str]:
+    """A few long documents, a book say, as about `_PIECES` shorter ones: some must be kept out."""
+    length = -(-sum(map(len, documents)) // _PIECES)
+    return [text[i : i + length] for text in documents for i in range(0, len(text), length)]
 
 
 def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example], dict]:

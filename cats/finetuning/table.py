@@ -79,6 +79,19 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
     return table
 
 
+def ends(table: Sequence[dict]) -> list[str]:
+    """The last point of every curve, a line each."""
+    last = {(row["method"], row["seed"]): row for row in table}
+    lines = [f"{'method':<24}{'seed':>5}{'step':>6}{'held-out, nats':>16}{'- dense':>9}{'realised':>10}"]
+    for (method, seed), row in last.items():
+        delta = "-" if row["delta_nll"] is None else f"{row['delta_nll']:+.4f}"
+        realised = "-" if row["realised_sparsity"] is None else f"{row['realised_sparsity']:.3f}"
+        lines.append(
+            f"{method:<24}{seed:>5}{row['step']:>6}{row['heldout_nll_nats']:>16.4f}{delta:>9}{realised:>10}"
+        )
+    return lines
+
+
 def _scores(point: dict) -> pd.DataFrame:
     table = pd.DataFrame(point["heldout_rows"], columns=["nll_nats", "tokens"])
     return table.assign(document=range(len(table)), tokens=table.tokens.astype(int))

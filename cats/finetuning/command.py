@@ -1,0 +1,63 @@
+"""The command `cats finetune`: one comparison from the command line, or a plan."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from cats import paths
+from cats.crew import join
+from cats.errors import CatsError
+from cats.finetuning import compare, plan
+
+_RECIPE = (
+    *(
+        "steps",
+        "grid",
+        "batch",
+        "rows_at_once",
+        "sequence_length",
+        "lr",
+        "tuning",
+        "dtype",
+        "distil",
+        "anneal",
+    ),
+    *("recalibrate", "best", "learn_thresholds", "checkpointing", "unequal"),
+)
+_OWN = ("model", "device", "train", "heldout", "heldout_rows", "data_dir", "save")
+
+
+def main(given: Namespace) -> None:
+    """Check everything first, then train; `given` as `cats_cli` parses it."""
+    wanted = _wanted(given)
+    for line in plan.check(wanted):
+        if given.dry_run:
+            print(line)
+    if given.dry_run:
+        return
+    crew = join(wanted[0].device)
+    output = Path(given.output)
+    folder = Path(given.records) if given.records else None
+    done = compare.execute(wanted, output, crew=crew, minutes=given.minutes, records_folder=folder)
+    if crew.leads:
+        print("Everything is recorded." if done else "Time is up: the same command goes on.")
+
+
+def _wanted(given: Namespace) -> list[plan.Comparison]:
+    if given.plan:
+        device = None if given.device == "cpu" else given.device
+        return plan.read(Path(given.plan), device=device, data_dir=given.data_dir)
+    if given.device not in ("cpu", "cuda"):
+        raise CatsError(f"{given.device} cannot be trained on here: use cpu or cuda.")
+    values = {name: getattr(given, name) for name in (*_RECIPE, *_OWN)}
+    slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
+    values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}
+    values |= _calibration(given)
+    return [plan.comparison(values, "the command line")]
+
+
+def _calibration(given: Namespace) -> dict:
+    """The thresholds named, or shipped for the model; else a calibration of some seconds."""
+    shipped = paths.THRESHOLDS / f"{given.model}.json"
+    if given.thresholds or shipped.is_file():
+        return {"thresholds": given.thresholds or str(shipped)}
+    return {"calibration": {"tokens": 8192}}
