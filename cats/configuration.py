@@ -1,7 +1,9 @@
 """What is evaluated: a rule at a sparsity under a policy, and the text that it is calibrated on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+import torch
 
 from cats import corpora, criteria
 from cats.accounting import Accounting
@@ -10,6 +12,7 @@ from cats.masking import Policy
 from cats.thresholds import sparsities
 
 LEVELS = ("rule", "model")
+PADDING = ("excluded", "counted")
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,51 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Text that rules are calibrated on: as `cats.corpora.load` and `batches` take it."""
+    """Text that rules are calibrated on: as `cats.corpora.load` and `batches` take it.
+
+    `rows` instead of `tokens`: so many rows. `padding` "counted": padding counts as text, as the reference
+    code of the paper has it; how much there is depends on `batch_size` (None: 16 on a GPU, else 4).
+    """
 
     corpus: str = corpora.DEFAULT
     split: str = "train"
     tokens: int = 60_000
     sequence_length: int = 512
     seed: int = 0
+    rows: int | None = None
+    padding: str = "excluded"
+    batch_size: int | None = None
+
+    def __post_init__(self):
+        if self.padding not in PADDING:
+            raise CatsError(f"padding={self.padding!r} is unknown: use one of {', '.join(PADDING)}.")
+
+    def describe(self) -> dict:
+        """The fields, later ones where they are set: what is measured keeps its name when fields are
+        added.
+        """
+        later = {"rows": None, "padding": "excluded", "batch_size": None}
+        return {
+            key: value for key, value in asdict(self).items() if key not in later or value != later[key]
+        }
+
+    def batches(self, tokenizer, device: str) -> corpora.Batches:
+        """The text, tokenised; errors as `cats.corpora.load` and `cats.corpora.batches`."""
+        result = corpora.batches(
+            corpora.load(self.corpus, split=self.split),
+            tokenizer,
+            tokens=None if self.rows else self.tokens,
+            rows=self.rows,
+            sequence_length=self.sequence_length,
+            batch_size=self.batch_size or (16 if device == "cuda" else 4),
+            seed=self.seed,
+        )
+        if self.padding == "counted":
+            # text never sees what is on its right, so that only what is counted changes
+            for batch in result:
+                batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+            result.info["padding"] = "right, counted"
+        return result
 
 
 def configurations(

@@ -17,7 +17,7 @@ from cats.suite import Suite
 
 _KEYS = {
     *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
-    *("documents", "seed", "chat", "batch_tokens", "device", "geometry", "level"),
+    *("documents", "seed", "chat", "batch_tokens", "device", "geometry", "level", "policies"),
 }
 
 
@@ -39,8 +39,10 @@ class Run:
     geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
 
     def __str__(self) -> str:
-        listed = ", ".join(map(str, self.configurations))
-        return f"{self.record}: {self.model} in {self.dtype}, {len(self.tasks)} tasks x {{{listed}}}"
+        listed = ", ".join(dict.fromkeys(map(str, self.configurations)))
+        policies = len({each.policy for each in self.configurations})
+        under = f" under {policies} policies" if policies > 1 else ""
+        return f"{self.record}: {self.model} in {self.dtype}, {len(self.tasks)} tasks x {{{listed}}}{under}"
 
 
 def read(path: Path, *, device: str | None = None) -> list[Run]:
@@ -145,7 +147,7 @@ def describe(run: Run) -> dict:
         "tasks": run.tasks,
         "configurations": [str(c) for c in run.configurations],
         "policies": list(policies.values()),
-        "calibration": vars(run.calibration),
+        "calibration": run.calibration.describe(),
         "documents": run.documents,
         "seed": run.seed,
         "chat": run.chat,
@@ -161,13 +163,19 @@ def _run(given: dict, where: str, device: str | None) -> Run:
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record, tasks and rules.")
     try:
-        policy = Policy(**given.pop("policy", {}))
+        policies = [Policy(**each) for each in given.pop("policies", [given.pop("policy", {})])]
         calibration = Calibration(**given.pop("calibration", {}))
     except TypeError as error:
         raise CatsError(f"{where}: {str(error).split(') ')[-1]}.") from error
     names = task_names(given.pop("tasks"))
     level = given.pop("level", "rule")
-    wanted = [c for rule in given.pop("rules") for c in _configurations(rule, policy, level, where)]
+    wanted = [
+        configuration
+        for rule in given.pop("rules")
+        for policy in policies
+        for configuration in _configurations(rule, policy, level, where)
+    ]
+    wanted = list(dict.fromkeys(wanted))  # the dense model is one under every policy
     if device is not None:
         given["device"] = device
     return Run(**given, tasks=names, configurations=wanted, calibration=calibration)

@@ -6,13 +6,12 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from cats import corpora, criteria, tasks, texts
+from cats import criteria, tasks, texts
 from cats.accounting import Accounting, account
 from cats.answers import answer, questions
 from cats.configuration import Calibration, Configuration
@@ -123,7 +122,7 @@ class Suite:
             "sparsity": configuration.sparsity,
             **({"level": configuration.level} if configuration.level != "rule" else {}),
             "policy": None if dense else configuration.policy.describe(),
-            "calibration": None if dense else asdict(self.calibration),
+            "calibration": None if dense else self.calibration.describe(),
             "documents": self.documents,
             "seed": self.seed if self.documents else None,
             "chat": self.chat,
@@ -153,16 +152,9 @@ class Suite:
         if rule == criteria.DENSE:
             return None
         if rule not in self._fits:
-            given = self.calibration
             if self._batches is None:
-                self._batches = corpora.batches(
-                    corpora.load(given.corpus, split=given.split),
-                    self.loaded.tokenizer,
-                    tokens=given.tokens,
-                    sequence_length=given.sequence_length,
-                    batch_size=16 if self.loaded.model.device.type == "cuda" else 4,
-                    seed=given.seed,
-                )
+                device = self.loaded.model.device.type
+                self._batches = self.calibration.batches(self.loaded.tokenizer, device)
             source = {"model": self.loaded.info, **self._batches.info}
             self._fits[rule] = criteria.rule(rule).calibrate(self.loaded.model, self._batches, source=source)
         return self._fits[rule]

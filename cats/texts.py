@@ -8,6 +8,7 @@ import numpy as np
 from cats import corpora
 from cats.crew import Crew
 from cats.evaluation import document_nll
+from cats.masking import Masking
 from cats.readers import HUB, LOCAL
 
 PREFIX = "text:"
@@ -55,7 +56,7 @@ def score(
     mine = crew.share(task.documents)
     found: dict[int, tuple] = {}
     if mine:
-        hook = harness.model.register_forward_pre_hook(partial(_announce, harness.masking), with_kwargs=True)
+        hook = harness.model.register_forward_pre_hook(partial(announce, harness.masking), with_kwargs=True)
         try:
             table = document_nll(
                 harness.model,
@@ -72,5 +73,6 @@ def score(
     return {"nll": np.asarray([everything.get(n, (0.0, 0)) for n in task.documents], dtype=float)}, None
 
 
-def _announce(masking, module, args, kwargs) -> None:
+def announce(masking: Masking, module, args: tuple, kwargs: dict) -> None:
+    """A forward pre-hook that tells `masking` of a call that reads text."""
     masking.begin("prefill", kwargs["attention_mask"].bool())

@@ -72,10 +72,9 @@ class Choice:
         lengths = valid.sum(1)
         if call is None:
             prompt = lengths
-        elif call.prompt is None:
-            prompt = (lengths + 1) // 2
         else:
-            prompt = call.prompt.to(states.device).clamp_min(1)
+            prompt = torch.zeros_like(lengths) if call.prompt is None else call.prompt.to(states.device)
+            prompt = torch.where(prompt > 0, prompt, (lengths + 1) // 2)
         inside = (valid.cumsum(1) - 1 < prompt[:, None])[..., None]
         chosen = drop_lowest(neuron_scores(states, inside & valid[..., None]), self.share)
         self._sets.append(chosen)
