@@ -1,4 +1,4 @@
-"""Sweep launch configurations of the batch kernels: python kernels/bench/tune.py --rows 2 8.
+"""Sweep launch configurations of the batch kernels: python kernels/bench/tune.py --rows 8 16.
 
 Prints microseconds a call for each configuration of `gate_up` and of `down` alone, then of the best pairs.
 Winners go into cats_kernels/tuning.py by hand: nothing is tuned while a model runs.
@@ -17,41 +17,41 @@ from cats import benchmarking
 # programs a multiprocessor, warps, gate rows x columns x stages, up rows x columns x stages
 GATE_UP = [
     (2, 4, 64, 128, 4, 32, 256, 4),
-    (2, 4, 64, 128, 5, 32, 256, 5),
-    (2, 4, 64, 128, 4, 32, 128, 6),
     (2, 4, 64, 128, 4, 64, 128, 4),
-    (2, 4, 64, 128, 4, 16, 256, 5),
-    (2, 4, 64, 128, 4, 16, 512, 4),
-    (2, 4, 64, 256, 3, 32, 256, 4),
-    (2, 4, 32, 256, 4, 32, 256, 4),
-    (2, 8, 64, 128, 4, 32, 256, 4),
+    (2, 4, 64, 128, 5, 64, 128, 5),
+    (2, 4, 64, 128, 6, 64, 128, 6),
+    (2, 4, 64, 256, 3, 64, 256, 3),
+    (2, 4, 64, 64, 8, 64, 64, 8),
+    (2, 8, 64, 128, 6, 64, 128, 6),
     (2, 8, 64, 256, 3, 64, 256, 3),
-    (1, 8, 128, 128, 5, 64, 128, 6),
-    (1, 8, 128, 128, 5, 32, 256, 6),
-    (1, 4, 128, 128, 5, 64, 128, 6),
-    (3, 4, 32, 128, 5, 32, 128, 5),
-    (3, 4, 32, 256, 3, 16, 256, 4),
-    (4, 4, 32, 128, 4, 16, 256, 4),
+    (1, 8, 128, 128, 6, 64, 128, 8),
+    (1, 8, 128, 128, 6, 128, 128, 6),
+    (1, 4, 128, 128, 6, 64, 128, 8),
+    (3, 4, 32, 256, 4, 32, 256, 4),
+    (3, 4, 32, 128, 6, 32, 128, 6),
+    (4, 4, 32, 128, 5, 32, 128, 5),
+    (4, 4, 32, 256, 3, 16, 256, 5),
+    (4, 2, 32, 128, 6, 16, 256, 6),
 ]
 GATE_UP_NAMES = (
     "programs", "warps", "gate_rows", "gate_cols", "gate_stages", "up_rows", "up_cols", "up_stages"
 )  # fmt: skip
 # programs a multiprocessor, warps, columns, take, stages
 DOWN = [
-    (2, 4, 128, 32, 6),
     (2, 4, 128, 32, 10),
-    (2, 4, 128, 32, 14),
-    (2, 4, 128, 64, 8),
-    (3, 4, 128, 32, 10),
-    (4, 4, 128, 32, 8),
-    (2, 4, 64, 64, 10),
-    (4, 4, 64, 32, 10),
-    (4, 4, 64, 64, 8),
-    (2, 4, 256, 32, 8),
-    (2, 8, 256, 32, 10),
+    (4, 4, 128, 32, 6),
     (2, 4, 256, 16, 12),
-    (1, 8, 256, 64, 8),
-    (2, 8, 128, 64, 10),
+    (2, 4, 256, 16, 14),
+    (3, 4, 256, 16, 8),
+    (4, 4, 256, 16, 6),
+    (2, 4, 256, 32, 6),
+    (2, 4, 512, 16, 6),
+    (2, 8, 512, 16, 6),
+    (1, 8, 512, 16, 12),
+    (1, 8, 512, 32, 6),
+    (2, 4, 128, 16, 20),
+    (4, 4, 128, 16, 12),
+    (4, 2, 256, 16, 6),
 ]
 DOWN_NAMES = ("down_programs", "down_warps", "cols", "take", "down_stages")
 
@@ -100,8 +100,7 @@ def sweep(table, names, timer, layers, device, options) -> list[dict]:
 
 def configuration(chosen: dict, device, layer) -> dict:
     """A whole configuration with the chosen values, programs counted for the device."""
-    m, d = layer.w_gate.shape
-    config = tuning.batch_config(device, len(layer.x), m, d, layer.x.element_size())
+    config = tuning.batch_config(device, layer.x.element_size())
     scale = tuning.multiprocessors(device)
     return (
         config | chosen | {key: chosen[key] * scale for key in ("programs", "down_programs") if key in chosen}
@@ -134,7 +133,7 @@ def time_down(layers, config, device, options) -> float:
         inputs.append(
             batch.launch_gate_up(
                 x, w_gate, w_up, threshold, activation, None, arrivals(layer, config), config
-            )
+            )[:2]
         )
 
     def step(i):

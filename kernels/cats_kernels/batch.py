@@ -1,34 +1,27 @@
-"""Two to 16 rows, of several sequences or tokens of one: the union of their survivors, on tensor cores."""
+"""Up to 16 rows, of several sequences or tokens of one: the union of their survivors, on tensor cores."""
 
 import torch
 import triton
 import triton.language as tl
 
 from cats_kernels import tuning
-from cats_kernels.primitives import activate, load_rows, survives
+from cats_kernels.primitives import activate, keeps, load_rows
 
 # Triton's interpreter multiplies the bit patterns of bfloat16 (3.6, 3.7): there, operands are widened first.
 _WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _dot(a, b, acc):
-    """acc + a b in float32, operands in their own dtype (no tf32)."""
+def _dot(a, b):
+    """a b in float32, operands in their own dtype (no tf32).
+
+    The caller adds tiles up: a tensor core that adds to what it holds truncates, 1e-5 after 4096 columns. The
+    limit on imprecise sums says so to Triton, which else makes the addition part of the product again.
+    """
     if _WIDEN:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
-
-
-@triton.jit
-def _keep(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED: tl.constexpr):
-    """Which of z [R, PAD] (neurons `rows`, batch rows b) count, each by its own activation or mask."""
-    if MASKED:
-        return inside & (
-            tl.load(mask_ptr + b[None, :] * mask_stride + rows[:, None], mask=inside, other=0) != 0
-        )
-    t = tl.load(threshold_ptr + rows[:, None] * t_stride, mask=inside, other=0.0).to(tl.float32)
-    return inside & survives(z, t)
+    return tl.dot(a, b, input_precision="ieee", max_num_imprecise_acc=a.shape[1])
 
 
 @triton.jit
@@ -43,14 +36,14 @@ def _rows_times_x(
         tile = load_rows(base, rows, wanted, cols, d, COLS)
         inside = (cols < d)[:, None] & (b < batch)[None, :]
         x = tl.load(x_ptr + b[None, :] * d + cols[:, None], mask=inside, other=0.0)
-        acc = _dot(tile, x, acc)
+        acc += _dot(tile, x)
     return acc
 
 
 @triton.jit(do_not_specialize=["m", "batch", "capacity", "mask_stride", "arrivals"])
 def gate_up(
     x_ptr, gate_ptr, up_ptr, threshold_ptr, mask_ptr,
-    index_ptr, needed_ptr, h_ptr, arrivals_ptr,
+    index_ptr, count_ptr, needed_ptr, h_ptr, arrivals_ptr,
     m, batch, capacity, t_stride, mask_stride, arrivals,
     d: tl.constexpr, PAD: tl.constexpr,
     GATE_ROWS: tl.constexpr, GATE_COLS: tl.constexpr, GATE_STAGES: tl.constexpr,
@@ -60,9 +53,9 @@ def gate_up(
     """h = CATS(act(x W_gate)) * (x W_up) where any row survives; program p owns neurons p, p + P, p + 2P, ...
 
     Pointers: x [batch, d], gate/up [m, d], threshold [] or [m], mask [m] or [batch, m] of bytes, or unused;
-    index (int32) [P, capacity], private lists; needed (bytes) [m], the union; h (float32) [batch, m], written
-    where needed; arrivals (int32), set to zero for `down`. Neighbouring neurons go to different programs, so
-    that clustered survivors are shared out.
+    index (int32) [P, capacity], private lists, and count (int32) [P], their lengths; needed (bytes) [m], the
+    union; h (float32) [batch, m], written where needed; arrivals (int32), set to zero for `down`.
+    Neighbouring neurons go to different programs, so that clustered survivors are shared out.
     """
     p = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -83,16 +76,17 @@ def gate_up(
         inside = (place < owned)[:, None] & (b < batch)[None, :]
         wanted = place < owned
         if MASKED:
-            given = _keep(b, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED)
+            given = keeps(b, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED)
             wanted = tl.max(given.to(tl.int32), axis=1) != 0
         z = _rows_times_x(gate_ptr, rows, wanted, x_ptr, b, batch, d, GATE_COLS, GATE_STAGES)
         z = activate(z, KIND)
-        keep = _keep(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED)
+        keep = keeps(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED)
         kept = tl.max(keep.to(tl.int32), axis=1)
         tl.store(needed_ptr + rows, kept.to(tl.uint8), mask=place < owned)
         tl.store(h_ptr + b[None, :] * m + rows[:, None], z, mask=inside)
         tl.store(index_ptr + own + count + tl.cumsum(kept, axis=0) - kept, rows, mask=kept != 0)
         count += tl.sum(kept, axis=0)
+    tl.store(count_ptr + p, count)
     tl.debug_barrier()
 
     for first in range(0, count, UP_ROWS):
@@ -102,7 +96,7 @@ def gate_up(
         inside = (place < count)[:, None] & (b < batch)[None, :]
         at = h_ptr + b[None, :] * m + rows[:, None]
         z = tl.load(at, mask=inside, other=0.0)
-        keep = _keep(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED)
+        keep = keeps(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED)
         tl.store(at, tl.where(keep, z * up, 0.0), mask=inside)
 
 
@@ -149,7 +143,7 @@ def down(
         # three 16-bit numbers add up to h in float32; rounding it to one would cost 2e-3 of the result
         for _ in tl.static_range(1 if kind == tl.float32 else 3):
             part = h.to(kind)
-            acc = _dot(part, weights, acc)
+            acc += _dot(part, weights)
             h = tl.where(part.to(tl.float32) == h, 0.0, h - part.to(tl.float32))
 
     place = b[:, None] * d + cols[None, :]
@@ -171,33 +165,33 @@ def down(
 
 def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype, config=None):
     """y [B, d] for x [B, d], 2 <= B <= 16; two launches, weights of a neuron read once for all rows."""
-    m, d = w_gate.shape
-    c = config or tuning.batch_config(x.device, len(x), m, d, x.element_size())
-    arrivals = torch.empty(triton.cdiv(d, c["cols"]), dtype=torch.int32, device=x.device)
-    needed, h = launch_gate_up(x, w_gate, w_up, threshold, activation, mask, arrivals, c)
+    c = config or tuning.batch_config(x.device, x.element_size())
+    arrivals = torch.empty(triton.cdiv(x.shape[1], c["cols"]), dtype=torch.int32, device=x.device)
+    needed, h, _ = launch_gate_up(x, w_gate, w_up, threshold, activation, mask, arrivals, c)
     return launch_down(h, needed, w_down_t, arrivals, out_dtype, c)
 
 
 def launch_gate_up(x, w_gate, w_up, threshold, activation, mask, arrivals, c):
-    """needed [m] bytes and h [B, m] float32, written where needed; arrivals is set to zero."""
+    """needed [m] bytes; h [B, m] float32, written where needed; (index, count). Sets arrivals to zero."""
     batch, d = x.shape
     m, device = len(w_gate), x.device
     programs = min(c["programs"], triton.cdiv(m, 8))
     capacity = triton.cdiv(m, programs)
-    index = torch.empty(programs * capacity, dtype=torch.int32, device=device)
+    index = torch.empty(programs, capacity, dtype=torch.int32, device=device)
+    count = torch.empty(programs, dtype=torch.int32, device=device)
     needed = torch.empty(m, dtype=torch.uint8, device=device)
     h = torch.empty(batch, m, dtype=torch.float32, device=device)
     pdl = tuning.has_pdl(device)
     extra = {"launch_pdl": True} if pdl else {}
     gate_up[(programs,)](
-        x, w_gate, w_up, threshold, x if mask is None else mask.view(torch.uint8), index, needed, h, arrivals,
-        m, batch, capacity, threshold.stride(0) if threshold.dim() else 0,
+        x, w_gate, w_up, threshold, x if mask is None else mask.view(torch.uint8),
+        index, count, needed, h, arrivals, m, batch, capacity, threshold.stride(0) if threshold.dim() else 0,
         mask.stride(0) if mask is not None and mask.dim() == 2 else 0, len(arrivals),
         d=d, PAD=16, GATE_ROWS=c["gate_rows"], GATE_COLS=c["gate_cols"], GATE_STAGES=c["gate_stages"],
         UP_ROWS=c["up_rows"], UP_COLS=c["up_cols"], UP_STAGES=c["up_stages"],
         KIND=activation, MASKED=mask is not None, PDL=pdl, num_warps=c["warps"], **extra,
     )  # fmt: skip
-    return needed, h
+    return needed, h, (index, count)
 
 
 def launch_down(h, needed, w_down_t, arrivals, out_dtype, c):

@@ -132,7 +132,14 @@ def launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype, co
     )  # fmt: skip
     if atomic:
         return partial.to(out_dtype)
-    sum_partials[(triton.cdiv(d, 16),)](
-        partial, y, programs, d=d, COLS=16, STEP=512, PDL=pdl, num_warps=4, **extra
-    )
+    launch_sum(partial, y, pdl)
     return y
+
+
+def launch_sum(partial, y, pdl: bool) -> None:
+    """y (n numbers) = sum of partial [programs, n] over programs."""
+    programs, n = partial.shape
+    extra = {"launch_pdl": True} if pdl else {}
+    sum_partials[(triton.cdiv(n, 16),)](
+        partial, y, programs, d=n, COLS=16, STEP=512, PDL=pdl, num_warps=4, **extra
+    )

@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from cats_kernels import batch, cpu, decode, reference
+from cats_kernels import batch, cpu, decode, few, reference
 
 MAX_ROWS = 16
 
@@ -65,7 +65,8 @@ def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_
     if x.shape[0] == 1:
         mask = mask if mask is None else mask.view(-1)
         return decode.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
-    return batch.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
+    rows = few if x.shape[0] <= few.MOST_ROWS else batch
+    return rows.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 
 def _on_cpu(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):

@@ -26,6 +26,17 @@ def survives(z, threshold):
 
 
 @triton.jit
+def keeps(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MASKED: tl.constexpr):
+    """Which of z [R, PAD] (neurons `rows`, batch rows b) count, each by its own activation or mask."""
+    if MASKED:
+        return inside & (
+            tl.load(mask_ptr + b[None, :] * mask_stride + rows[:, None], mask=inside, other=0) != 0
+        )
+    t = tl.load(threshold_ptr + rows[:, None] * t_stride, mask=inside, other=0.0).to(tl.float32)
+    return inside & survives(z, t)
+
+
+@triton.jit
 def load_rows(base, rows, wanted, cols, d: tl.constexpr, D: tl.constexpr):
     """Tile [R, D] of a row-major [m, d] matrix: `rows` [R] where `wanted` [R], columns past d read as zero.
 
