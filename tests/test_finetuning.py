@@ -458,6 +458,18 @@ def here(loaded, files, tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_thresholds_may_be_those_of_the_instructions(here, files, capsys):
+    (here / "plan.yml").write_text(
+        "runs:\n- {model: toy, record: task, methods: [cats: 0.5], device: cpu, dtype: float32, steps: 1,\n"
+        f"   train: {files}/instructions.jsonl, heldout: {files}/held-instructions.jsonl, batch: 4,\n"
+        "   rows_at_once: 4, sequence_length: 32, lora_r: 4, heldout_rows: 8,\n"
+        f"   calibration: {{corpus: {files}/instructions.jsonl, tokens: 300, sequence_length: 16}}}}\n"
+    )
+    assert cats_cli.main(["finetune", "--plan", "plan.yml"]) == 0
+    rows = records.read("finetuning", folder=here / "runs").rows
+    assert rows.accuracy.between(0, 1).all() and len(rows) == 2
+
+
 COMMAND = "finetune --model toy --train train.txt --heldout other.txt --heldout-rows 6 --sequence-length 32"
 PLAN = """
 defaults: {device: cpu, dtype: float32, train: train.txt, heldout: other.txt, heldout_rows: 6, batch: 4,

@@ -29,7 +29,11 @@ def apply(model: nn.Module, recipe: Recipe, fit: Fit | None) -> nn.Module:
         return model
     if fit.steer(recipe.sparsity) is not None or (fit.thresholds is None and recipe.rule != "relufication"):
         raise CatsError(f"{recipe.rule} cannot be fine-tuned here: use cats, relufication or dense.")
-    return fit.apply(model, recipe.sparsity)
+    fit.apply(model, recipe.sparsity)
+    for parameter in model.parameters():  # W_down by its columns is for decoding; FSDP takes no such strides
+        if not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()
+    return model
 
 
 def adapt(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -165,7 +165,7 @@ def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dic
         if unknown:
             raise CatsError(f"Unknown key {min(unknown)!r} of calibration: use {', '.join(given)}.")
         given |= each.calibration
-        corpus = corpora.load(given.pop("corpus"), split=given.pop("split"))
+        corpus = _corpus(given.pop("corpus"), given.pop("split"), each.data_dir)
         fits["batches"] = corpora.batches(corpus, loaded.tokenizer, **given)
     if recipe.rule not in fits:
         if recipe.rule == "cats" and each.thresholds:
@@ -176,6 +176,14 @@ def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dic
                 rule = criteria.rule(recipe.rule)
                 fits[recipe.rule] = rule.calibrate(loaded.model, fits["batches"], source=source)
     return fits[recipe.rule], fits["batches"]
+
+
+def _corpus(name: str, split: str, data_dir: str | None) -> corpora.Corpus:
+    """Text to calibrate on: a corpus, or the instructions of a task with their responses."""
+    if not data.is_instructions(name):
+        return corpora.load(name, split=split)
+    found, about = data.examples(name, split, data_dir)
+    return corpora.Corpus(name, split, [each.prompt + each.response for each in found], about)
 
 
 def _tasks(each: Comparison, loaded: models.LoadedModel, recipe: Recipe, crew: Crew):

@@ -35,7 +35,8 @@ class Recipe:
     `distil`: weight in [0, 1] of KL(dense || sparse) on logits at temperature 1, against the loss on labels.
     `anneal`: share of the steps, in [0, 1], over which sparsity rises from zero to its target by Zhu and
     Gupta's cubic schedule. `learn_thresholds`: a straight-through estimator moves sparsity between layers at
-    the same mean, at the rate `threshold_lr` (in units of sparsity a step).
+    the same mean, at the rate `threshold_lr` (in units of sparsity a step). The dense model has no thresholds
+    and trains without these two.
     `recalibrate`: tokens of the calibration text on which thresholds are estimated once more at the end, 0
     for none.
     """

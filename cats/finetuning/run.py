@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from cats.calibration import calibrate
@@ -17,7 +19,7 @@ from cats.criteria import Fit
 from cats.errors import CatsError
 from cats.finetuning.adapt import Teacher, adapt, apply, as_relu, merged, note_sparsity
 from cats.finetuning.data import TrainingText
-from cats.finetuning.grid import HELDOUT, INDOMAIN, last_checkpoint
+from cats.finetuning.grid import HELDOUT, INDOMAIN, Grid, last_checkpoint
 from cats.finetuning.learned import Anneal, LearnedThresholds, set_thresholds
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.trainer import CatsTrainer, arguments
@@ -61,10 +63,13 @@ def finetune(
     """
     instructions = text.info["loss"] == "response only"
     accumulation = recipe.accumulation(processes, instructions=instructions)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded:
+        _check_sharded(recipe)
     _claim(folder, recipe, text, loaded.info)
     begin = last_checkpoint(folder, processes) if recipe.steps else None
     model = copy.deepcopy(loaded.model)
-    if recipe.tuning == "full":
+    if recipe.tuning == "full" or sharded:  # FSDP wants one dtype, that of the adapters
         model.float()  # 16 bits would lose updates of 1e-5; autocast computes in bf16 all the same
     teacher = Teacher(model, recipe) if recipe.distil else None
     model = adapt(apply(model, recipe, fit), recipe)
@@ -81,6 +86,8 @@ def finetune(
         model, recipe, text, args, pad=pad, teacher=teacher, anneal=anneal, learned=learned, minutes=minutes
     )
     trainer.zero_shot = zero_shot
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     with _said(recipe, trainer, folder):
         if recipe.steps:
             trainer.train(resume_from_checkpoint=str(begin) if begin else None)
@@ -124,6 +131,7 @@ def _recalibrated(model, recipe: Recipe, text: TrainingText, args, pad: int, bat
     drift = (renewed / before - 1).reshape(len(modules), -1).mean(1)
     set_thresholds(modules, renewed, targets)
     trainer = CatsTrainer(model, recipe, text, args, pad=pad)
+    trainer.remove_callback(Grid)  # it would report another step zero
     trainer.evaluate()
     [point] = _points(trainer.state.log_history, recipe, text, 0)
     return {"threshold_drift": drift.tolist(), "recalibrated": point}
@@ -203,14 +211,24 @@ def _whole(trainer: CatsTrainer, loaded: LoadedModel, recipe: Recipe, fit: Fit |
     """The trained model in one piece, on this process."""
     if not trainer.is_fsdp_enabled:
         return trainer.accelerator.unwrap_model(trainer.model)
-    trainer.save_model(str(folder / "gathered"))
+    gathered = folder / "gathered"
+    trainer.save_model(str(gathered))
     trainer.accelerator.wait_for_everyone()
     model = adapt(apply(copy.deepcopy(loaded.model), recipe, fit), recipe)
     if recipe.tuning == "lora":
-        model.load_adapter(str(folder / "gathered"), "default")
+        model.load_adapter(str(gathered), "default")
     else:
-        model = type(loaded.model).from_pretrained(folder / "gathered")
+        for file in sorted(gathered.glob("*.safetensors")):
+            model.load_state_dict(load_file(file), strict=False)
     return model.to(trainer.args.device)
+
+
+def _check_sharded(recipe: Recipe) -> None:
+    """Raise CatsError for what FSDP, which splits every weight over the GPUs, does not go with here."""
+    if recipe.distil or recipe.learn_thresholds:
+        raise CatsError("distil and learn_thresholds run on one GPU or under DDP: leave them out with FSDP.")
+    if os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+        raise CatsError("Set fsdp_state_dict_type to FULL_STATE_DICT: the model is put together at the end.")
 
 
 def _trainable(model: nn.Module) -> int:

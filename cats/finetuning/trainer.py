@@ -99,6 +99,8 @@ class CatsTrainer(Trainer):
         self.zero_shot: Callable[[nn.Module], float] | None = None
         self.step_seconds: list[float] = []
         self._finite = True
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
         super().__init__(
             model=model,
             args=args,
@@ -112,8 +114,6 @@ class CatsTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Bar)
-        if args.n_gpu > 1:
-            args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
         if learned is not None:
             learned.attach()
 
@@ -205,9 +205,12 @@ class CatsTrainer(Trainer):
         labels = inputs["labels"][:, 1:]
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits[:, :-1]
-        nats = functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
-        ).sum(1)
+        nats = torch.stack(  # row by row: logits of one row in fp32 are memory enough
+            [
+                functional.cross_entropy(row.float(), targets, reduction="sum")
+                for row, targets in zip(logits, labels, strict=True)
+            ]
+        )
         counted = labels != -100
         right = torch.zeros_like(nats)
         if self.text.answers:
