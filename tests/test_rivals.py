@@ -7,7 +7,16 @@ from torch import nn
 
 from cats import criteria
 from cats.accounting import account
-from cats.criteria import greedy, griffin, r_sparse, scap, sirius, sited, statistical_top_k
+from cats.criteria import (
+    greedy,
+    griffin,
+    r_sparse,
+    scap,
+    sirius,
+    sited,
+    statistical_magnitude,
+    statistical_top_k,
+)
 from cats.criteria.pruning import block_inputs, blocks
 from cats.errors import CatsError
 from cats.masking import Masking, Policy
@@ -235,7 +244,9 @@ def test_wina_as_released_weighs_gate_and_key_alone():
         criteria.rule("wina-released").check(toys.toy("phi3"))
 
 
-def test_the_greedy_path_by_hand():
+def test_the_greedy_path_by_hand(monkeypatch):
+    monkeypatch.setattr(greedy, "_STEP", 0.05)
+    monkeypatch.setattr(greedy, "_MOST", 0.2)
     # 80 and 20 weights; a step is 5 of them: 1/16 of the large one's inputs, 1/5 (not 1/4) of the small one's
     path = greedy.Path([80, 20])
 
@@ -246,12 +257,15 @@ def test_the_greedy_path_by_hand():
     # large at price 1, whatever it has, until the cap
     assert path.at(0.1, error) == pytest.approx([0.125, 0])
     path = greedy.Path([80, 20])
-    error = lambda shares: 160 * shares[0] + 100 * shares[1] ** 2  # noqa: E731
+
+    def dearer(shares):
+        return 160 * shares[0] + 100 * shares[1] ** 2
+
     # large has price 2; small has 4/4, then 12/4: one step of the small one, 4 weights, then the large one
-    assert path.at(0.04, error) == pytest.approx([0, 0.2])
-    assert path.at(0.02, error) == pytest.approx([0, 0.1])
-    assert path.at(0.09, error) == pytest.approx([0.0625, 0.2])
-    assert path.at(0.995, error) == pytest.approx([0.995, 0.995])
+    assert path.at(0.04, dearer) == pytest.approx([0, 0.2])
+    assert path.at(0.02, dearer) == pytest.approx([0, 0.1])
+    assert path.at(0.09, dearer) == pytest.approx([0.0625, 0.2])
+    assert path.at(0.995, dearer) == pytest.approx([0.995, 0.995])
 
 
 def test_greedy_shares_have_the_level_in_every_block(model, text):
@@ -514,3 +528,17 @@ def test_sirius_counts_its_dense_steps(model):
     assert fit.bytes_per_token(shape, own) == pytest.approx(expected)
     with pytest.raises(CatsError, match="sliding windows"):
         continued(toys.toy("gemma3"), fit, 0.5)
+
+
+def test_statistical_magnitude_by_hand(model, text):
+    z = torch.tensor([[0.1, -0.2, 0.3, -1.4]])  # |z| of mean 0.5 and deviation 0.5244
+    expected = (z.abs() - 0.5) / 0.5244044 + statistical_magnitude._SHIFT
+    torch.testing.assert_close(statistical_magnitude.standing(z), expected)
+    fit = criteria.rule("statistical-magnitude").calibrate(model, text, progress=False)
+    fit.apply(model, 0.5)
+    found, _, _ = gate_of(model, layer=0)
+    detach(model)
+    dense, _, _ = gate_of(model, layer=0)
+    t = fit.state.at(0, 0.5)
+    assert torch.equal(found != 0, statistical_magnitude.standing(dense) >= t)
+    assert len({int(row.sum()) for row in (found != 0).flatten(0, 1)}) > 1  # about as many, not exactly
