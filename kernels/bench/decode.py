@@ -24,6 +24,7 @@ LOOPS = {
     "loop": decoding.FASTEST,
     "loop_max_autotune": {"max_autotune": True, "coordinate_descent_tuning": True},
 }
+TRANSFORMERS = ("generate_eager", "generate_static")
 DENSE = ["generate_eager", "generate_static", "loop"]
 SPARSE = ["generate_eager", "generate_static", "generate_greedy", "loop"]
 
@@ -44,6 +45,7 @@ class Bench:
         self.rows: list[dict] = []
         self.best: dict[int, float] = {}
         self.decoders: dict[str, decoding.Decoder] = {}
+        self.warm: set[str] = set()
 
     def _prompt(self) -> tuple[torch.Tensor, dict]:
         """Token ids [1, prompt]: of held-out text, or random where there is no tokenizer."""
@@ -71,19 +73,33 @@ class Bench:
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return calibration.calibrate(self.model, [batch], skip_first=self.options.prompt)
 
-    def measure(self, variants, sparsity: float, kind: str) -> None:
-        # Transformers' own first, without this project's attention: the loops install it, and it stays
-        for name in sorted(variants, key=lambda name: name in LOOPS):
-            for new in self.options.new:
-                if new > self.options.eager_limit and name == "generate_eager":
-                    continue
-                self._row(f"{kind}_{name}", RUNNERS.get(name, loop), sparsity, new)
+    def dense(self) -> None:
+        for variant in ordered(self.options.dense):
+            self._rows(f"dense_{variant}", variant, 0.0)
+
+    def sparse(self) -> None:
+        """Every variant at every sparsity: what it compiled serves all of them."""
+        thresholds = self.thresholds()
+        for variant in tqdm(ordered(self.options.sparse), desc=self.name, disable=None):
+            for sparsity in self.options.sparsity:
+                sparsify(self.model, thresholds, sparsity)
+                if variant == ordered(self.options.sparse)[0]:
+                    print(f"{self.name}: op differs from float64 by {self.check():.1e} at {sparsity}")
+                self._rows(f"cats_{variant}", variant, sparsity)
+
+    def _rows(self, name: str, variant: str, sparsity: float) -> None:
+        limit = self.options.transformers_limit if variant in TRANSFORMERS else max(self.options.new)
+        for new in self.options.new:
+            if new <= limit:
+                self._row(name, RUNNERS.get(variant, loop), sparsity, new)
 
     def _row(self, variant: str, run, sparsity: float, new: int) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        run(self, variant, new)  # compiles and warms up
+        if variant not in self.warm or run is not loop:
+            run(self, variant, new)  # compiles and warms up; the loop serves every length with one step
+            self.warm.add(variant)
         warmup_s = time.perf_counter() - start
         samples = [run(self, variant, new) for _ in range(1 if self.options.quick else self.options.runs)]
         rates = sorted(rate for rate, _, _ in samples)
@@ -145,16 +161,26 @@ class Bench:
         )
 
 
+def ordered(variants: list[str]) -> list[str]:
+    """Transformers' own first, without this project's attention: the loops install it, and it stays.
+
+    `generate_greedy` comes last: it finds the decoder that the loop has compiled.
+    """
+    return sorted(variants, key=lambda name: (name not in TRANSFORMERS, name not in LOOPS))
+
+
 def loop(bench: Bench, variant: str, new: int):
     """This project's decoding loop; one decoder serves all lengths, and all sparsities of a sparse model."""
-    if variant not in bench.decoders:
-        torch._dynamo.reset()
-        bench.decoders.clear()
-        attention.install(bench.model)
-        length = bench.options.prompt + max(bench.options.new)
-        options = LOOPS[variant.split("_", 1)[1]]
-        bench.decoders[variant] = decoding.Decoder(bench.model, length, options=options)
-    generation = bench.decoders[variant].generate(bench.prompt, new)
+    attention.install(bench.model)
+    length = bench.options.prompt + max(bench.options.new)
+    options = LOOPS[variant.split("_", 1)[1]]
+    if options is decoding.FASTEST:
+        decoder = decoding.decoder_for(bench.model, length)
+    elif variant not in bench.decoders:
+        bench.decoders[variant] = decoder = decoding.Decoder(bench.model, length, options=options)
+    else:
+        decoder = bench.decoders[variant]
+    generation = decoder.generate(bench.prompt, new)
     return generation.tokens_per_s, generation.first_token_s, generation.tokens
 
 
@@ -191,12 +217,10 @@ def main() -> None:
     for name in options.models:
         started = time.time()
         bench = Bench(name, options, device)
-        bench.measure(options.dense, 0.0, "dense")
-        thresholds = bench.thresholds()
-        for sparsity in tqdm(options.sparsity, desc=name, disable=None):
-            sparsify(bench.model, thresholds, sparsity)
-            print(f"{name}: op differs from float64 by {bench.check():.1e}")
-            bench.measure(options.sparse, sparsity, "cats")
+        bench.dense()
+        torch._dynamo.reset()
+        bench.decoders.clear()
+        bench.sparse()
         for row in bench.rows:
             row["speedup_over_best_dense"] = row["tokens_per_s"] / bench.best[row["new_tokens"]]
         workload.record("decode", options, bench.rows, bench.info, bench.data, started, suffix=name)
@@ -215,7 +239,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="keep so many layers of a geometry")
     parser.add_argument("--tokens", type=int, default=32768, help="calibration tokens of a trained model")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--eager-limit", type=int, default=128, help="longest output of the eager variants")
+    parser.add_argument(
+        "--transformers-limit", type=int, default=128, help="longest output of Transformers' own loops"
+    )
     options = workload.finish(parser)
     if min(options.new) < 2:
         raise CatsError("--new must be at least 2: the first token belongs to the prompt.")

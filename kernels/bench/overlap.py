@@ -6,17 +6,14 @@ and for tokens of different stretches of text, layer by layer. Needs no GPU. Wri
 
 import argparse
 import time
-from collections import defaultdict
 
 import torch
 import workload
-from cats_kernels import crossover, reference
 from real import RealModel
-from tqdm import tqdm
 
-from cats import corpora, models, observation
+from cats import corpora, models
 from cats.errors import CatsError
-from cats.sparsify import sparsify
+from cats.overlap import unions
 
 
 def main() -> None:
@@ -27,7 +24,11 @@ def main() -> None:
         corpus=options.corpus, tokens=options.tokens, length=options.length,
     )  # fmt: skip
     stretches = net.batches(net.held_out, options.length * options.stretches)
-    rows = [row for sparsity in options.sparsity for row in unions(net, sparsity, stretches, options)]
+    rows = [
+        {"model": net.model["id"], **row}
+        for sparsity in options.sparsity
+        for row in unions(net.net, net.thresholds, sparsity, stretches, options.rows)
+    ]
     for sparsity in options.sparsity:
         print(f"{options.model}, s={sparsity}: union density, mean over layers (independent masks)")
         for kind in ("consecutive", "different"):
@@ -39,47 +40,6 @@ def main() -> None:
                 shown.append(f"{count}: {union:.3f} ({independent:.3f})")
             print(f"  {kind:<12} {'  '.join(shown)}")
     workload.record("overlap", options, rows, net.model, net.data, started, suffix=options.model)
-
-
-@torch.no_grad()
-def unions(net: RealModel, sparsity: float, stretches, options) -> list[dict]:
-    """Rows of the record for one sparsity: every layer, kind and number of rows."""
-    sparsify(net.net, net.thresholds, sparsity)
-    consecutive = defaultdict(list)
-    last = defaultdict(list)
-    realised = defaultdict(list)
-
-    def see(layer, module, z, _):
-        keep = reference.survivors(z.float(), module.threshold)
-        realised[layer].append(1 - keep.float().mean().item())
-        last[layer].append(keep[-1])
-        for count in options.rows:
-            consecutive[layer, count].append(keep[-count:].any(dim=0).float().mean().item())
-
-    with observation.Observation(net.net, see):
-        for batch in tqdm(stretches, desc=f"s={sparsity}", disable=None, leave=False):
-            net.net(input_ids=batch["input_ids"].to(net.net.device), use_cache=False, logits_to_keep=1)
-    rows = []
-    for layer, values in realised.items():
-        dropped = sum(values) / len(values)
-        tokens = torch.stack(last[layer])
-        for count in options.rows:
-            groups = tokens[: len(tokens) // count * count].unflatten(0, (-1, count))
-            found = {
-                "consecutive": sum(consecutive[layer, count]) / len(stretches),
-                "different": groups.any(dim=1).float().mean().item(),
-            }
-            rows += [
-                {
-                    "model": net.model["id"], "layer": layer, "sparsity": sparsity, "rows": count,
-                    "kind": kind, "union_density": union,
-                    "independent_density": crossover.union_density(count, dropped),
-                    "realised_sparsity": dropped,
-                    "groups": len(stretches) if kind == "consecutive" else len(groups),
-                }
-                for kind, union in found.items()
-            ]  # fmt: skip
-    return rows
 
 
 def parse() -> argparse.Namespace:
