@@ -1,0 +1,49 @@
+"""Full-size results in a chapter: a record where there is one, and plain words where there is none."""
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cats import records
+
+
+def find(experiment: str, slug: str) -> records.Record | None:
+    """The newest record <experiment>-<slug>, None where there is none; CatsError for a damaged file."""
+    name = re.compile(rf"{re.escape(experiment)}-{re.escape(slug)}(-\d+)?")
+    held = [record for record in records.every(experiment) if name.fullmatch(record.path.stem)]
+    return held[-1] if held else None
+
+
+def sentence(experiment: str, slug: str) -> str:
+    """Where the numbers come from, or that nothing is recorded, as a sentence of a chapter."""
+    record = find(experiment, slug)
+    if record is None:
+        return f"No measurement is recorded under {experiment}-{slug}: only what was computed here is shown."
+    device, day = record.content["hardware"]["device"], record.content["utc"][:10]
+    changed = "; the kernels have changed since" if record.stale else ""
+    return f"Measured on {device}, {day}, record {record.path.stem}{changed}."
+
+
+def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:
+    """The rows of the records there are, with their name as `record`; empty where there is none."""
+    held = [(slug, record) for slug in slugs if (record := find(experiment, slug)) is not None]
+    if not held:
+        return pd.DataFrame()
+    return pd.concat([record.rows.assign(record=slug) for slug, record in held], ignore_index=True)
+
+
+def provenance(experiment: str, slugs: Sequence[str]) -> str:
+    """A line for each record: where it comes from, or that there is none."""
+    lines = []
+    for slug in slugs:
+        record = find(experiment, slug)
+        lines.append(sentence(experiment, slug) if record is None else record.provenance())
+    return "\n".join(lines)
+
+
+def label(row) -> str:
+    """Method and gate sparsity of a row, as figures call them."""
+    sparsity = row["gate_sparsity"]
+    known = sparsity is not None and not pd.isna(sparsity) and sparsity > 0
+    return f"{row['method']} {sparsity:.0%}" if known else row["method"]
