@@ -51,6 +51,7 @@ def _wanted(given: Namespace) -> list[plan.Comparison]:
     values = {name: getattr(given, name) for name in (*_RECIPE, *_OWN)}
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
     values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}
+    values["save_every"] = max(5, given.steps // 20)
     values |= _calibration(given)
     return [plan.comparison(values, "the command line")]
 

@@ -201,7 +201,7 @@ def _task(task: str, split: str, data_dir: str | None) -> tuple[list[Example], d
     instruction, text, label = _TASKS[task]
     found = [
         Example(TEMPLATE.format(instruction=instruction, text=text.format(**row)), ANSWERS[int(row[label])])
-        for row in splits[split]
+        for row in splits[split].to_list()
     ]
     return found, _about(task, split, found, {"files": digests})
 

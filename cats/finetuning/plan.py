@@ -22,7 +22,8 @@ _RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"rule", "spars
 class Comparison:
     """One model under several methods and seeds on one text; `record` is the slug of the record.
 
-    `calibration`: {corpus, split, tokens, sequence_length}, a corpus or a task; `thresholds`: a file in its place, for cats.
+    `calibration`: {corpus, split, tokens, sequence_length}, of a corpus or a task; `thresholds`: a file in
+    its place, for cats.
     `zero_shot`: {tasks, documents}, measured on the grid; `save` keeps each run's model beside its curve.
     """
 
