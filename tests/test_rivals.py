@@ -1,12 +1,14 @@
 """Rules of other papers: hand-computed examples, model-level sparsity, and that they leave no trace."""
 
+import evaluation_toys
 import pytest
 import torch
 import toys
 from torch import nn
 
-from cats import criteria
+from cats import corpora, criteria, plans, results
 from cats.accounting import account
+from cats.configuration import Calibration, Configuration
 from cats.criteria import (
     greedy,
     griffin,
@@ -21,6 +23,7 @@ from cats.criteria.pruning import block_inputs, blocks
 from cats.errors import CatsError
 from cats.masking import Masking, Policy
 from cats.sites import Call, Site, attach, attached, detach
+from cats.suite import Suite
 
 RIVALS = [name for name, rule in criteria.RULES.items() if isinstance(rule, sited.SitedRule)]
 IDS = toys.tokens(4, 48, seed=9)
@@ -542,3 +545,93 @@ def test_statistical_magnitude_by_hand(model, text):
     t = fit.state.at(0, 0.5)
     assert torch.equal(found != 0, statistical_magnitude.standing(dense) >= t)
     assert len({int(row.sum()) for row in (found != 0).flatten(0, 1)}) > 1  # about as many, not exactly
+
+
+@pytest.fixture(scope="module")
+def mirrors(tmp_path_factory):
+    return evaluation_toys.mirrors(tmp_path_factory.mktemp("mirrors"))
+
+
+def test_a_suite_compares_rules_at_one_model_level(mirrors, tmp_path):
+    loaded = evaluation_toys.loaded()
+    suite = Suite(
+        loaded,
+        tmp_path,
+        data_dir=str(mirrors),
+        calibration=Calibration("python-docs", tokens=2048, sequence_length=128),
+        documents=2,
+    )
+    rules = ("cats", "teal", "wina", "scap", "griffin", "sirius")
+    wanted = [Configuration(), *(Configuration(name, 0.2, level="model") for name in rules)]
+    found = results.load(suite.run(["piqa", "wikitext", "gsm8k"], wanted, progress=False))
+    assert len(found) == 3 * len(wanted) and not attached(loaded.model)
+    rows = results.table(found).set_index(["rule", "experiment"])
+    shape = account(loaded.model)
+    weights = 2 * (shape.block_weights + shape.head_weights)
+    for name in rules:
+        row = rows.loc[name, "generation"]
+        assert row.model_sparsity == pytest.approx(0.2)
+        if name != "sirius":
+            assert row.bytes_per_token == pytest.approx(weights - 0.2 * 2 * shape.block_weights)
+    assert rows.loc["wina", "zero_shot"].realised_model_sparsity == pytest.approx(0.2, abs=0.01)
+    assert rows.loc["teal", "zero_shot"].realised_sparsity != rows.loc["teal", "zero_shot"].realised_sparsity
+    assert rows.loc["cats", "zero_shot"].gate_sparsity == pytest.approx(0.2 / shape.max_model_sparsity)
+    griffin_at_decode = found[[each.configuration["rule"] for each in found].index("griffin") + 2].sparsity
+    share = griffin_at_decode["realised"]["decode"]["skipped_weights"] / shape.block_weights
+    assert share == pytest.approx(0.2, abs=0.01)
+    assert griffin_at_decode["realised"]["prefill"]["skipped_weights"] == 0
+    corrected = rows.loc["sirius", "generation"]
+    assert 1 / 16 <= corrected.dense_steps_per_token <= 1
+    assert corrected.sparse_steps_per_token == pytest.approx(16 * corrected.dense_steps_per_token)
+    written = results.record(found, "toy", parameters={}, started=0.0, folder=tmp_path)
+    assert len(written) == 3
+    again = suite.run(["piqa"], [Configuration("teal", 0.2)], progress=False)
+    assert again[0].name not in {path.name for path in suite.run(["piqa"], wanted, progress=False)}
+
+
+def test_a_level_out_of_reach_is_refused_before_anything_runs(mirrors, tmp_path):
+    suite = Suite(evaluation_toys.loaded(), tmp_path, data_dir=str(mirrors))
+    with pytest.raises(CatsError, match="cannot reach a model-level"):
+        suite.run(["piqa"], [Configuration("cats", 0.8, level="model")])
+    with pytest.raises(CatsError, match="rule or model"):
+        Configuration("cats", 0.5, level="block")
+
+
+def test_plans_cross_policies_and_say_the_level(tmp_path):
+    path = tmp_path / "plan.yml"
+    path.write_text(
+        "runs: [{model: smollm2-135m-instruct, record: r, tasks: [piqa], level: model, "
+        "policies: [{}, {first_token: dense}], rules: [dense, teal: [0.25, 0.4]], "
+        "calibration: {rows: 8, padding: counted, batch_size: 2}}]"
+    )
+    (run,) = plans.read(path)
+    assert run.configurations == [
+        Configuration(),
+        *(Configuration("teal", level, Policy(), "model") for level in (0.25, 0.4)),
+        *(Configuration("teal", level, Policy(first_token="dense"), "model") for level in (0.25, 0.4)),
+    ]
+    assert "under 2 policies" in str(run)
+    path.write_text(path.read_text().replace("counted", "padded"))
+    with pytest.raises(CatsError, match="padding='padded' is unknown"):
+        plans.read(path)
+
+
+def test_counted_padding_is_text_to_the_calibration_alone(monkeypatch):
+    tokenizer = evaluation_toys.tokenizer()
+    documents = ["a cat sat", "a cat sat on a mat and saw two birds fly", "it"]
+    info = {"name": "toy", "split": "train"}
+    corpus = corpora.Corpus("toy", "train", documents, info)
+    monkeypatch.setattr(corpora, "load", lambda name, split: corpus)
+    kept = Calibration("toy", rows=3, batch_size=3).batches(tokenizer, "cpu")
+    counted = Calibration("toy", rows=3, batch_size=3, padding="counted").batches(tokenizer, "cpu")
+    assert torch.equal(kept[0]["input_ids"], counted[0]["input_ids"])
+    assert int(kept[0]["attention_mask"].sum()) == sum(map(len, documents))
+    assert counted[0]["attention_mask"].all() and counted[0]["attention_mask"].shape == (3, 40)
+    assert counted.info["padding"] == "right, counted"
+    assert Calibration().describe() == {
+        "corpus": "python-docs",
+        "split": "train",
+        "tokens": 60_000,
+        "sequence_length": 512,
+        "seed": 0,
+    }
