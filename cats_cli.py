@@ -161,6 +161,9 @@ def _evaluate(command) -> None:
     )
     _sparsity(sub, default=[0.5], several=True)
     sub.add_argument(
+        "--level", default="rule", metavar="L", help="what --sparsity is of: rule or model (default: rule)"
+    )
+    sub.add_argument(
         "--data-dir",
         metavar="DIR",
         help="local mirrors of the tasks (default: $CATS_EVAL_DATA, then the hub)",

@@ -65,7 +65,7 @@ def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
 
 def show(rows) -> None:
     """Print the columns that matter on a terminal."""
-    header = ("task", "method", "target", "realised", "score", "± se", "difference to dense [95 %]")
+    header = ("task", "method", "target", "realised", "of model", "score", "± se", "to dense [95 %]")
     lines = [header]
     for row in rows.to_dict("records"):
         score, error, delta = _score(row)
@@ -77,6 +77,7 @@ def show(rows) -> None:
                 row["method"],
                 _number(row["gate_sparsity"], ".2f"),
                 _number(row["realised_sparsity"], ".3f"),
+                _number(row["realised_model_sparsity"], ".3f"),
                 _number(score, ".4f"),
                 _number(error, ".4f"),
                 f"{delta:+.4f} [{low:+.4f}, {high:+.4f}]" if known else "-",
@@ -107,7 +108,7 @@ def _runs(given: Namespace) -> list[Run]:
         model=given.model,
         record=given.model.replace("/", "-").lower(),
         tasks=plans.task_names(given.tasks),
-        configurations=configurations(given.rule, given.sparsity, policy),
+        configurations=configurations(given.rule, given.sparsity, policy, given.level),
         dtype=given.dtype,
         device=given.device,
         calibration=Calibration(given.corpus, tokens=given.tokens, seed=given.seed),

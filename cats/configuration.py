@@ -102,7 +102,7 @@ class Calibration:
 
 
 def configurations(
-    rules: Sequence[str], at: Sequence[float], policy: Policy | None = None
+    rules: Sequence[str], at: Sequence[float], policy: Policy | None = None, level: str = "rule"
 ) -> list[Configuration]:
     """Dense, then every rule at every sparsity (or once, where it takes none)."""
     policy = policy or Policy()
@@ -111,5 +111,5 @@ def configurations(
         if name == criteria.DENSE:
             continue
         levels = at if criteria.rule(name).adjustable else [None]
-        result += [Configuration(name, level, policy) for level in levels]
+        result += [Configuration(name, each, policy, level) for each in levels]
     return result
