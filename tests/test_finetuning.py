@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -473,7 +476,7 @@ def test_thresholds_may_be_those_of_the_instructions(here, files, capsys):
 COMMAND = "finetune --model toy --train train.txt --heldout other.txt --heldout-rows 6 --sequence-length 32"
 PLAN = """
 defaults: {device: cpu, dtype: float32, train: train.txt, heldout: other.txt, heldout_rows: 6, batch: 4,
-           rows_at_once: 4, sequence_length: 32, lora_r: 4, steps: 3, grid: [2], lr: 0.01, seeds: [0, 1],
+           rows_at_once: 4, sequence_length: 32, lora_r: 4, steps: 3, grid: [2], lr: 0.01,
            calibration: {corpus: train.txt, split: all, tokens: 1024, sequence_length: 64}}
 runs:
   - {model: toy, record: toy, methods: [dense, cats: [0.5, 0.7], relufication], recalibrate: 512, save: true}
@@ -483,7 +486,7 @@ runs:
 def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     (here / "plan.yml").write_text(PLAN)
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 0
-    assert "{dense, cats 0.5, cats 0.7, relufication} x 2 seeds" in capsys.readouterr().out
+    assert "{dense, cats 0.5, cats 0.7, relufication} x 1 seeds" in capsys.readouterr().out
     assert not (here / "runs").exists()
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--minutes", "0"]) == 0
     assert "Time is up" in capsys.readouterr().out and not list(here.glob("runs/*.json"))
@@ -494,7 +497,7 @@ def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     rows = record.rows
     curves = rows[~rows.method.str.contains("recalibrated")]
     assert set(records.COLUMNS["finetuning"]) <= set(rows)
-    assert len(curves) == 4 * 2 * 3 and set(curves.step) == {0, 2, 3}
+    assert len(curves) == 4 * 3 and set(curves.step) == {0, 2, 3}
     assert set(curves.groupby("step").rows_trained.unique().map(len)) == {1}
     assert (rows[rows.method == "dense"].delta_nll == 0).all()
     gaps = rows[(rows.method == "cats 0.7") & (rows.step == 0)]
@@ -503,13 +506,23 @@ def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
         gaps.heldout_nll_nats.to_numpy() - dense.heldout_nll_nats.to_numpy()
     )
     assert (gaps.delta_low <= gaps.delta_nll).all() and (gaps.delta_nll <= gaps.delta_high).all()
-    assert len(rows[rows.method == "cats 0.5 recalibrated"]) == 2
+    assert len(rows[rows.method == "cats 0.5 recalibrated"]) == 1
+    after = [each for each in record.content["parameters"]["runs"] if each["method"].startswith("cats")]
+    assert {each["recalibrated_on_tokens"] for each in after} == {512}
     assert record.content["data"]["heldout"]["name"] == "other.txt"
     assert str(here) not in path.read_text()
-    again = AutoModelForCausalLM.from_pretrained(here / "runs" / "toy" / "cats-0.7-seed1" / "model")
+    again = AutoModelForCausalLM.from_pretrained(here / "runs" / "toy" / "cats-0.7-seed0" / "model")
     assert [module.sparsity for module in cats_mlps(again)] == [0.7, 0.7]
     assert cats_cli.main(["finetune", "--plan", "plan.yml"]) == 0  # nothing is left, and nothing written
     assert [path] == list((here / "runs").glob("finetuning-toy*.json"))
+    (here / "plan.yml").write_text(
+        PLAN.replace("steps: 3", "steps: 4").replace("0.5, 0.7], relu", "0.5], relu")
+    )
+    assert cats_cli.main(["finetune", "--plan", "plan.yml"]) == 0  # more steps: from where the others ended
+    longer = records.read("finetuning", folder=here / "runs", steps=4).rows
+    assert set(longer.step) == {0, 2, 3, 4}
+    same = longer[(longer.method == "dense") & (longer.step < 4)]
+    assert same.heldout_nll_nats.tolist() == rows[rows.method == "dense"].heldout_nll_nats.tolist()
 
 
 def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
@@ -517,6 +530,26 @@ def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
     printed = capsys.readouterr()
     assert "cats 0.5" in printed.out and "finetuning-toy.json" in printed.out
     assert "step 2 of 2, held-out" in printed.err
+
+
+def test_two_processes_follow_the_curve_of_one(here):
+    (here / "plan.yml").write_text(
+        "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], device: cpu, dtype: float32, steps: 3,\n"
+        "   train: train.txt, heldout: other.txt, heldout_rows: 7, batch: 4, rows_at_once: 2, lr: 0.01,\n"
+        "   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, distil: 0.5,\n"
+        "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
+    )
+    command = ["-m", "cats_cli", "finetune", "--plan", "plan.yml", "--output", "two"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert cats_cli.main(["finetune", "--plan", "plan.yml", "--output", "one"]) == 0
+    one, two = (records.read("finetuning", folder=here / name).rows for name in ("one", "two"))
+    assert list(two.rows_trained) == [0, 12]
+    for column in ("heldout_nll_nats", "indomain_nll_nats", "train_loss", "realised_sparsity"):
+        assert two[column].dropna().tolist() == pytest.approx(one[column].dropna().tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def execute(
         folder = output / each.record
         done, info = _run_all(each, folder, crew, deadline)
         complete = complete and len(done) == len(each.recipes)
-        stamp = folder / f"recorded-{len(done)}"
+        stamp = folder / f"recorded-{len(done)}-of-{each.recipes[0].steps}-steps"
         if crew.leads and done and not stamp.exists():
             path = table.record(each, done, info, started, records_folder or output)
             print(*table.ends(table.rows(each.model, done)), f"Wrote {path}", sep="\n")
@@ -156,26 +156,32 @@ def _on(loaded: models.LoadedModel, device: str) -> Iterator[None]:
 
 
 def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dict):
-    """The rule calibrated on the pristine model, and the batches; (None, None) for the dense model."""
+    """The rule calibrated on the pristine model, and batches to `recalibrate` on; None where not asked."""
     if not recipe.sparse:
         return None, None
-    if "batches" not in fits:
-        given = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}
-        unknown = set(each.calibration) - set(given)
-        if unknown:
-            raise CatsError(f"Unknown key {min(unknown)!r} of calibration: use {', '.join(given)}.")
-        given |= each.calibration
-        corpus = _corpus(given.pop("corpus"), given.pop("split"), each.data_dir)
-        fits["batches"] = corpora.batches(corpus, loaded.tokenizer, **given)
+    given = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}
+    unknown = set(each.calibration) - set(given)
+    if unknown:
+        raise CatsError(f"Unknown key {min(unknown)!r} of calibration: use {', '.join(given)}.")
+    given |= each.calibration
+
+    def batches(tokens: int) -> corpora.Batches:
+        key = ("batches", tokens)
+        if key not in fits:
+            corpus = _corpus(given["corpus"], given["split"], each.data_dir)
+            length = given["sequence_length"]
+            fits[key] = corpora.batches(corpus, loaded.tokenizer, tokens=tokens, sequence_length=length)
+        return fits[key]
+
     if recipe.rule not in fits:
         if recipe.rule == "cats" and each.thresholds:
             fits["cats"] = criteria.Fit("cats", Thresholds.load(Path(each.thresholds)))
         else:
+            text = batches(given["tokens"])
             with _on(loaded, each.device):
-                source = {"model": loaded.info, **fits["batches"].info}
-                rule = criteria.rule(recipe.rule)
-                fits[recipe.rule] = rule.calibrate(loaded.model, fits["batches"], source=source)
-    return fits[recipe.rule], fits["batches"]
+                source = {"model": loaded.info, **text.info}
+                fits[recipe.rule] = criteria.rule(recipe.rule).calibrate(loaded.model, text, source=source)
+    return fits[recipe.rule], batches(recipe.recalibrate) if recipe.recalibrate else None
 
 
 def _corpus(name: str, split: str, data_dir: str | None) -> corpora.Corpus:

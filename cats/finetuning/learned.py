@@ -70,10 +70,10 @@ class LearnedThresholds(nn.Module):
             raise CatsError(
                 "Learning thresholds needs one a layer, these are one per neuron: use the rule cats."
             )
-        object.__setattr__(self, "modules_", cats_mlps(model))  # they are submodules of the model already
-        device = self.modules_[0].threshold.device
+        self.mlps = cats_mlps(model)  # a list: they are submodules of the model, not of this
+        device = self.mlps[0].threshold.device
         self.target = target
-        self.shift = nn.Parameter(torch.zeros(len(self.modules_), device=device))
+        self.shift = nn.Parameter(torch.zeros(len(self.mlps), device=device))
         self.register_buffer("grid", thresholds.grid.to(device), persistent=False)
         self.register_buffer("values", thresholds.values.to(device), persistent=False)
 
@@ -93,13 +93,13 @@ class LearnedThresholds(nn.Module):
 
     def attach(self) -> None:
         """Let the sparse MLPs mask by these thresholds while they train."""
-        for layer, module in enumerate(self.modules_):
+        for layer, module in enumerate(self.mlps):
             module.combine = partial(self._combine, layer, module)
 
     def detach(self) -> None:
         """Write the thresholds into the MLPs, which mask by themselves again."""
-        set_thresholds(self.modules_, self.thresholds().detach(), self.shares().tolist())
-        for module in self.modules_:
+        set_thresholds(self.mlps, self.thresholds().detach(), self.shares().tolist())
+        for module in self.mlps:
             module.combine = None
 
     def _combine(self, layer: int, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:

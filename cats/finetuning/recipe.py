@@ -28,7 +28,8 @@ class Recipe:
     order of rows.
 
     `unequal`: the reference code's setting, in which ReLUfication takes half the rows a step, and on
-    instructions the dense model an eighth (2 rows where CATS takes 16), at the same number of steps.
+    instructions the dense model an eighth (its BoolQ script: 2 rows where CATS takes 16), at the same number
+    of steps.
     `best`: "loss" or "accuracy" keeps the best checkpoint of the grid in place of the last;
     `reference_sign` compares accuracy as the reference code does, which keeps the worst.
 

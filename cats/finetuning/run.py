@@ -127,14 +127,15 @@ def _recalibrated(model, recipe: Recipe, text: TrainingText, args, pad: int, bat
     modules = [module for _, _, module in places(model)]
     before = torch.stack([module.threshold.clone() for module in modules])
     targets = [module.sparsity for module in modules]
-    renewed = calibrate(model, batches).at(targets).to(before.device)
+    found = calibrate(model, batches)
+    renewed = found.at(targets).to(before.device)
     drift = (renewed / before - 1).reshape(len(modules), -1).mean(1)
     set_thresholds(modules, renewed, targets)
     trainer = CatsTrainer(model, recipe, text, args, pad=pad)
     trainer.remove_callback(Grid)  # it would report another step zero
     trainer.evaluate()
     [point] = _points(trainer.state.log_history, recipe, text, 0)
-    return {"threshold_drift": drift.tolist(), "recalibrated": point}
+    return {"threshold_drift": drift.tolist(), "recalibrated": point, "recalibrated_on_tokens": found.tokens}
 
 
 def _points(history: list[dict], recipe: Recipe, text: TrainingText, rows_a_step: int) -> list[dict]:

@@ -166,23 +166,22 @@ class CatsTrainer(Trainer):
             raise _not_finite("loss", self.state.global_step + 1)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Trainer's evaluation; each of the two sets of rows is measured with a SparsityMeter."""
-        model = self.accelerator.unwrap_model(self.model)
+        """Trainer's evaluation of both sets of rows, at the thresholds that the run would end with."""
         if not isinstance(eval_dataset, str):
             self.settle()
             try:
                 metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
                 if self.zero_shot is not None:
-                    self.state.log_history[-1]["zero_shot"] = self.zero_shot(model)
+                    self.state.log_history[-1]["zero_shot"] = self.zero_shot(
+                        self.accelerator.unwrap_model(self.model)
+                    )
                 return metrics
             finally:
                 self._resume()
-        with SparsityMeter(model) if places(model) else nullcontext() as meter:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        known = {"rows": self._rows.tolist()}
-        if meter is not None:
-            shares = meter.by_layer.float().to(self.args.device)
-            known["realised"] = self.accelerator.reduce(shares, "mean").tolist()
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        known = {"rows": self._rows[:, :2].tolist()}
+        if self._rows.shape[1] > 4:
+            known["realised"] = (self._rows[:, 4:].sum(0) / self._rows[:, 3].sum()).tolist()
         self.state.log_history[-1] |= {f"{metric_key_prefix}_{key}": value for key, value in known.items()}
         return metrics
 
@@ -200,10 +199,15 @@ class CatsTrainer(Trainer):
             self.learned.attach()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """(mean loss, [B, 3], [B, T]): of each row summed nats, targets, and whether the answer is right."""
+        """(mean loss, rows, rows), rows [B, 4 + L]: summed nats, targets, whether the answer is right, tokens,
+        and for each sparse layer the share zeroed, summed over the tokens. Trainer gathers each row once.
+        """
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"][:, 1:]
-        with torch.no_grad(), self.compute_loss_context_manager():
+        mask = inputs["attention_mask"]
+        bare = self.accelerator.unwrap_model(self.model)
+        meter = SparsityMeter(bare, per_token=True) if places(bare) else None
+        with torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
             logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits[:, :-1]
         nats = torch.stack(  # row by row: logits of one row in fp32 are memory enough
             [
@@ -218,12 +222,16 @@ class CatsTrainer(Trainer):
             answers = torch.tensor(self.text.answers, device=labels.device)
             scores = logits[torch.arange(len(labels), device=labels.device), first][:, answers]
             right = (answers[scores.argmax(1)] == labels.gather(1, first[:, None])[:, 0]).float()
-        rows = torch.stack([nats, counted.sum(1).float(), right], 1)
+        rows = torch.stack([nats, counted.sum(1).float(), right, mask.sum(1).float()], 1)
+        if meter is not None:
+            shares = meter.per_token.T.to(rows.device)  # [N, L], a row a valid token
+            zeroed = torch.zeros(len(rows), shares.shape[1], device=rows.device)
+            rows = torch.cat([rows, zeroed.index_add_(0, mask.nonzero()[:, 0], shares)], 1)
         return nats.sum() / counted.sum(), rows, rows
 
     def _metrics(self, prediction) -> dict[str, float]:
         rows = prediction.predictions.astype(np.float64)
-        self._rows = rows[:, :2]
+        self._rows = rows
         metrics = {"nll": float(rows[:, 0].sum() / rows[:, 1].sum())}
         if not math.isfinite(metrics["nll"]):
             raise _not_finite("held-out loss", self.state.global_step)
