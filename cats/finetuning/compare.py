@@ -1,5 +1,6 @@
 """Run the methods of a comparison one after the other, go on after an interruption, and record the curves."""
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,8 @@ def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None)
             done.append((recipe, found))
         else:
             done.append((recipe, {}))
+        del outcome
+        gc.collect()  # a trainer refers to itself: its weights would be there while the next run is measured
     known = json.loads(note.read_text()) if crew.leads and note.is_file() else {}
     return done, known
 

@@ -27,12 +27,15 @@ class Grid(TrainerCallback):
         self.trainer = trainer
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.begun: tuple[float, int] = (0.0, 0)
+        self.started = 0.0
 
     def on_train_begin(self, args, state, control, **_):
         self.begun = (time.monotonic(), state.global_step)
 
     def on_step_begin(self, args, state, control, **_):
         self.started = time.monotonic()
+        if args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         if self.trainer.anneal is not None:
             self.trainer.anneal.at(state.global_step)
 
@@ -42,6 +45,8 @@ class Grid(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         recipe = self.trainer.recipe
         self.trainer.step_seconds.append(time.monotonic() - self.started)
+        if args.device.type == "cuda":
+            self.trainer.peak_bytes = max(self.trainer.peak_bytes, torch.cuda.max_memory_allocated())
         on_grid = state.global_step in recipe.grid
         late = self.deadline is not None and self._agreed(time.monotonic() > self.deadline)
         control.should_evaluate = on_grid

@@ -86,8 +86,6 @@ def finetune(
         model, recipe, text, args, pad=pad, teacher=teacher, anneal=anneal, learned=learned, minutes=minutes
     )
     trainer.zero_shot = zero_shot
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
     with _said(recipe, trainer, folder):
         if recipe.steps:
             trainer.train(resume_from_checkpoint=str(begin) if begin else None)
@@ -99,8 +97,8 @@ def finetune(
     after = {"method": recipe.method, "seed": recipe.seed, "trainable_parameters": _trainable(trainer.model)}
     if trainer.step_seconds:
         after["step_s"] = float(np.median(trainer.step_seconds))
-    if device != "cpu":
-        after["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    if trainer.peak_bytes:
+        after["peak_memory_gb"] = trainer.peak_bytes / 1e9
     trainer.settle()
     if learned is not None:
         del model.learned

@@ -98,6 +98,7 @@ class CatsTrainer(Trainer):
         self.teacher, self.anneal, self.learned = teacher, anneal, learned
         self.zero_shot: Callable[[nn.Module], float] | None = None
         self.step_seconds: list[float] = []
+        self.peak_bytes = 0  # of GPU memory in a training step
         self._finite = True
         if args.n_gpu > 1:
             args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
@@ -200,7 +201,7 @@ class CatsTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """(mean loss, rows, rows), rows [B, 4 + L]: summed nats, targets, whether the answer is right, tokens,
-        and for each sparse layer the share zeroed, summed over the tokens. Trainer gathers each row once.
+        and of each sparse layer the share zeroed, summed over tokens. Trainer gathers each row once.
         """
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"][:, 1:]
