@@ -200,8 +200,8 @@ class CatsTrainer(Trainer):
             self.learned.attach()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """(mean loss, rows, rows), rows [B, 4 + L]: summed nats, targets, whether the answer is right, tokens,
-        and of each sparse layer the share zeroed, summed over tokens. Trainer gathers each row once.
+        """(mean loss, rows, rows), rows [B, 4 + L]: summed nats, targets, whether the answer is right,
+        tokens, and of each sparse layer the share zeroed, summed over tokens. Trainer gathers each row once.
         """
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"][:, 1:]
