@@ -12,6 +12,8 @@ from cats.continuation import cut, left_padded, read_prompts
 from cats.errors import CatsError
 from cats.masking import Masking
 
+_LOGITS = 1 << 26  # logits raised to fp32 at a time: 268 MB
+
 
 @torch.inference_mode()
 def continue_corrected(
@@ -105,13 +107,22 @@ def _correct(
     mask = torch.cat([valid, torch.ones_like(fed, dtype=torch.bool)], dim=1)
     masking.begin("prefill", torch.zeros_like(fed, dtype=torch.bool), dense=True)
     logits = _read(model, cache, fed, mask, lengths)
-    chances = logits.float().softmax(-1).gather(2, proposed[..., None]).squeeze(2)
-    wrong = chances < likelihood
+    wrong = _chances(logits, proposed) < likelihood
     period = fed.shape[1]
     first = torch.where(wrong.any(1), wrong.int().argmax(1), period - 1)[:, None]
     own = logits.argmax(-1).gather(1, first)[:, 0]
     behind = torch.where(wrong.any(1), own, proposed[:, -1])
     return first[:, 0] + 1, behind
+
+
+def _chances(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The probability [B, P] of `tokens` under logits [B, P, V], raised to fp32 for a few rows at a time."""
+    rows = max(1, _LOGITS // (logits.shape[1] * logits.shape[2]))
+    found = []
+    for part, wanted in zip(logits.split(rows), tokens.split(rows), strict=True):
+        scores = part.float()
+        found.append((scores.gather(2, wanted[..., None]).squeeze(2) - scores.logsumexp(-1)).exp())
+    return torch.cat(found)
 
 
 def _read(model, cache: DynamicCache, ids: Tensor, mask: Tensor, start: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def watch(
         def note(module, args, output):
             x = args[0] if at == "input" else output
             flat = x.detach().reshape(-1, x.shape[-1])
-            see(key, flat if valid is None else flat[valid.to(flat.device)])
+            see(key, flat if valid is None else flat.index_select(0, valid.to(flat.device)))
 
         return note
 
@@ -231,7 +231,7 @@ def watch(
             for batch in tqdm(batches, desc="observing", unit="batch", disable=None if progress else True):
                 ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
                 tokens += int(mask.sum())
-                valid = None if bool(mask.all()) else mask.reshape(-1).bool()
+                valid = None if bool(mask.all()) else mask.reshape(-1).nonzero().squeeze(1)
                 model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         for handle in handles:
