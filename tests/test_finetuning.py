@@ -278,6 +278,7 @@ def test_an_interrupted_run_goes_on_to_the_same_curve_bit_for_bit(run, monkeypat
     again = run(**changes)
     assert len(steps) == 2 * 2  # two passes for each of steps 5 and 6: the first four are not done again
     assert again.points == whole.points
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
     weights, expected = again.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 

@@ -1,6 +1,7 @@
 """When a run measures, saves and stops, and the checkpoint that it goes on from."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -84,3 +85,12 @@ def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
         if all((checkpoint / name).is_file() for name in states):
             return checkpoint
     return None
+
+
+def keep_last_only(folder: Path, processes: int) -> None:
+    """Remove the checkpoints of a finished run but the newest, from which a longer run would go on."""
+    last = last_checkpoint(folder, processes)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if last is not None and checkpoint != last:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(folder / "gathered", ignore_errors=True)

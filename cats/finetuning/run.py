@@ -19,7 +19,7 @@ from cats.criteria import Fit
 from cats.errors import CatsError
 from cats.finetuning.adapt import Teacher, adapt, apply, as_relu, merged, note_sparsity
 from cats.finetuning.data import TrainingText
-from cats.finetuning.grid import HELDOUT, INDOMAIN, Grid, last_checkpoint
+from cats.finetuning.grid import HELDOUT, INDOMAIN, Grid, keep_last_only, last_checkpoint
 from cats.finetuning.learned import Anneal, LearnedThresholds, set_thresholds
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.trainer import CatsTrainer, arguments
@@ -103,6 +103,9 @@ def finetune(
     if learned is not None:
         del model.learned
     final = merged(_whole(trainer, loaded, recipe, fit, folder))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        keep_last_only(folder, processes)
     if recipe.sparse and fit.thresholds is not None:
         after["sparsity_by_layer"] = [module.sparsity for _, _, module in places(final)]
         note_sparsity(final, fit)
@@ -198,7 +201,7 @@ def _said(recipe: Recipe, trainer: CatsTrainer, folder: Path) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
             raise
-        kept = last_checkpoint(folder)
+        kept = last_checkpoint(folder, trainer.args.world_size)
         raise CatsError(
             f"Memory ran out at step {trainer.state.global_step + 1} with {recipe.rows_at_once} rows of "
             f"{recipe.sequence_length} tokens at once: lower rows_at_once or sequence_length, or turn "
