@@ -12,7 +12,7 @@ import pytest
 import torch
 from cats_kernels import crossover, reference
 
-CHECKS = [Path(__file__).with_name(name) for name in ("kernel_checks.py", "bench_checks.py")]
+CHECKS = [Path(__file__).with_name(name) for name in ("kernel_checks.py", "decoding_checks.py", "bench_checks.py")]
 GPU = torch.cuda.is_available()
 
 
@@ -24,7 +24,7 @@ def test_kernels_and_benchmarks():
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=CHECKS[0].parent)
     passed = re.search(r"(\d+) passed", run.stdout)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert passed and int(passed[1]) > 110 and "skipped" not in run.stdout, run.stdout[-2000:]
+    assert passed and int(passed[1]) > 130 and "skipped" not in run.stdout, run.stdout[-2000:]
 
 
 def test_the_crossover_follows_the_union():

@@ -1,0 +1,181 @@
+"""The decoding loop and its attention, on a GPU or in Triton's interpreter; `test_kernels.py` starts it."""
+
+import pytest
+import torch
+import triton
+from cats_kernels import decode_attention as fused
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from cats import CatsError, attention, calibration, decoding
+from cats.sparsify import restore, sparsify
+
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
+CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),  # biases on q, k and v
+}
+
+
+@pytest.fixture(autouse=True)
+def fused_attention_everywhere(monkeypatch):
+    monkeypatch.setattr(attention, "supports", lambda head_dim, device_type: True)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the fused attention ran."""
+    seen = []
+
+    def count(*arguments):
+        seen.append(torch.is_grad_enabled())
+        return fused.decode_attention(*arguments)
+
+    monkeypatch.setattr(attention, "decode_attention", count)
+    return seen
+
+
+def toy(kind="llama", seed=0):
+    config, cls = CLASSES[kind]
+    torch.manual_seed(seed)
+    model = cls(
+        config(
+            vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=32, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:  # far from uniform logits, so that the argmax is no matter of rounding
+            parameter.data.normal_(0, 3.0 if "embed" in name else 0.3)
+    return model.eval().to(DEVICE)
+
+
+def prompt(batch=1, tokens=9):
+    return torch.randint(0, 97, (batch, tokens), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+
+
+def by_transformers(model, ids, new, **options):
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)
+
+
+def sparse(model):
+    ids = prompt(2, 24)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return sparsify(model, calibration.calibrate(model, [batch], progress=False), 0.5)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))  # the interpreter cannot multiply bfloat16
+@pytest.mark.parametrize("masked", (False, True))
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "length", "now"), [(1, 4, 2, 40, 0), (1, 2, 2, 70, 69), (2, 6, 1, 33, 17)]
+)
+def test_attention_equals_its_reference(batch, heads, kv_heads, length, now, masked, dtype):
+    dim = 32
+    generator = torch.Generator().manual_seed(now)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+    qkv = normal(batch, (heads + 2 * kv_heads) * dim)
+    angle = torch.rand(1, dim // 2, generator=generator).repeat(1, 2)
+    cos, sin = angle.cos().to(DEVICE, dtype), angle.sin().to(DEVICE, dtype)
+    keys, values = (normal(batch, kv_heads, length, dim) for _ in range(2))
+    mask = None
+    if masked:
+        mask = torch.rand(batch, length, generator=generator).to(DEVICE) < 0.6
+        mask[:, now] = True
+    arrivals = fused.arrival_counters(batch, kv_heads, DEVICE)
+    ours, theirs = (keys.clone(), values.clone()), (keys.clone(), values.clone())
+    position = torch.tensor(now, device=DEVICE)
+    for _ in range(2):  # the second call finds the counters as the first one did
+        y = fused.decode_attention(qkv, cos, sin, *ours, position, mask, arrivals, dim**-0.5)
+        expected = fused.reference(qkv, cos, sin, *theirs, position, mask, dim**-0.5)
+        tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+    assert not arrivals.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "make_sparse"), [("llama", False), ("llama", True), ("mistral", True), ("qwen2", False)]
+)
+def test_the_loop_decodes_what_transformers_decodes(kind, make_sparse, calls):
+    model = toy(kind)
+    if make_sparse:
+        sparse(model)
+    ids, new = prompt(), 6
+    expected = by_transformers(model, ids, new)
+    assert attention.install(model) == 2 and not calls
+    assert torch.is_grad_enabled(), "callers do not have to know that gradients must be off"
+    generation = decoding.Decoder(model, 32, options=None).generate(ids, new)
+    assert torch.equal(generation.tokens, expected)
+    assert len(calls) >= 2 and not any(calls), "each step must take the fused attention, without gradients"
+    if DEVICE == "cpu":
+        assert len(calls) == 2 * (new - 1)
+    assert generation.new_tokens == new and generation.tokens_per_s > 0
+
+
+def test_installing_changes_neither_weights_nor_results_and_can_be_undone():
+    model = toy("qwen2")
+    ids = prompt()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        logits = model(ids).logits
+        attention.install(model)
+        torch.testing.assert_close(model(ids).logits, logits)
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        attention.remove(model)
+        assert type(model.model.layers[0].self_attn).__name__ == "Qwen2Attention"
+        assert torch.equal(model(ids).logits, logits)
+
+
+def test_generate_with_the_loop_keeps_its_decoder_while_it_fits():
+    model = sparse(toy())
+    attention.install(model)
+    ids = prompt()
+    expected = by_transformers(model, ids, 6)
+    assert torch.equal(by_transformers(model, ids, 6, custom_generate=decoding.greedy), expected)
+    first = model._cats_decoder
+    by_transformers(model, ids, 4, custom_generate=decoding.greedy)
+    assert model._cats_decoder is first
+    restore(model)
+    dense = by_transformers(model, ids, 6)
+    assert torch.equal(by_transformers(model, ids, 6, custom_generate=decoding.greedy), dense)
+    assert model._cats_decoder is not first, "a captured step of other modules must not be replayed"
+
+
+def test_rows_end_at_their_own_end_of_sequence():
+    model = toy()
+    attention.install(model, batch=2)
+    ids = prompt(2)
+    free = by_transformers(model, ids, 8)
+    eos = int(free[0, 9 + 2])
+    expected = by_transformers(model, ids, 8, eos_token_id=eos, pad_token_id=eos)
+    got = by_transformers(model, ids, 8, eos_token_id=eos, pad_token_id=eos, custom_generate=decoding.greedy)
+    assert torch.equal(got, expected)
+
+
+def test_what_the_loop_cannot_do_is_said():
+    model, ids = toy(), prompt()
+    for options in ({"do_sample": True}, {"num_beams": 2}, {"repetition_penalty": 1.3}):
+        with pytest.raises(CatsError, match="does not do"):
+            by_transformers(model, ids, 4, custom_generate=decoding.greedy, **options)
+    padded = torch.ones_like(ids)
+    padded[:, 0] = 0
+    with pytest.raises(CatsError, match="padded prompts"):
+        model.generate(ids, attention_mask=padded, max_new_tokens=2, custom_generate=decoding.greedy)
+    with pytest.raises(CatsError, match="model takes 64"):
+        decoding.Decoder(model, 65)
+    with pytest.raises(CatsError, match="make a larger one"):
+        decoding.Decoder(model, 12).generate(ids, 8)
