@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import cats_cli
 from cats import corpora, criteria, package_docs, paths, records, sparsify
 from cats.errors import CatsError
-from cats.finetuning import Recipe, finetune, learned, load, measure, save
+from cats.finetuning import Recipe, finetune, learned, load, measure, plan, save
 from cats.finetuning.adapt import Teacher, adapt, apply
 from cats.finetuning.data import Example, _row, collate, examples
 from cats.finetuning.grid import Grid, last_checkpoint
@@ -484,6 +485,13 @@ runs:
 """
 
 
+@pytest.mark.parametrize("path", sorted(paths.DATA.glob("plans/finetuning*.yml")), ids=lambda path: path.stem)
+def test_the_plans_that_are_shipped_can_be_read(path):
+    for each in plan.read(path):
+        assert {recipe.rows_a_step() for recipe in each.recipes} == {16} or each.recipes[0].unequal
+        assert all(recipe.accumulation(1) for recipe in each.recipes)
+
+
 def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     (here / "plan.yml").write_text(PLAN)
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 0
@@ -533,6 +541,22 @@ def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
     assert "step 2 of 2, held-out" in printed.err
 
 
+# As `accelerate launch` starts them, but forked when everything is imported, which takes longest.
+TWO_PROCESSES = """
+import os, sys
+import cats_cli
+from cats.finetuning import command
+os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
+children = []
+for rank in "01":
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+    children.append(os.fork())
+    if not children[-1]:
+        os._exit(cats_cli.main(["finetune", "--plan", "plan.yml", "--output", "two"]))
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
 def test_two_processes_follow_the_curve_of_one(here):
     (here / "plan.yml").write_text(
         "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], device: cpu, dtype: float32, steps: 3,\n"
@@ -540,10 +564,15 @@ def test_two_processes_follow_the_curve_of_one(here):
         "   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, distil: 0.5,\n"
         "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
     )
-    command = ["-m", "cats_cli", "finetune", "--plan", "plan.yml", "--output", "two"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     done = subprocess.run(
-        [*launch, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", TWO_PROCESSES, port],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--output", "one"]) == 0
