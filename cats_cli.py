@@ -208,7 +208,7 @@ def _finetune(command) -> None:
         "finetune",
         "fine-tune with the mask on, each method alike, and record the curves",
         "cats finetune --method dense cats:0.5 relufication --steps 20 --output runs\n"
-        "  cats finetune --plan data/plans/finetuning.yml --output runs --minutes 20\n"
+        "  cats finetune --plan data/plans/finetuning/general.yml --output runs --minutes 20\n"
         "  accelerate launch --num_processes 2 -m cats_cli finetune --device cuda --plan PLAN.yml",
     )
     _model(sub)
