@@ -12,7 +12,7 @@ import pytest
 import torch
 from cats_kernels import crossover, reference
 
-CHECKS = [Path(__file__).with_name(name) for name in ("kernel_checks.py", "decoding_checks.py", "bench_checks.py")]
+CHECKS = [Path(__file__).with_name(f"{name}_checks.py") for name in ("kernel", "decoding", "bench")]
 GPU = torch.cuda.is_available()
 
 
