@@ -485,7 +485,7 @@ runs:
 """
 
 
-@pytest.mark.parametrize("path", sorted(paths.DATA.glob("plans/finetuning/*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(paths.DATA.glob("plans/finetuning/*.yml")), ids=lambda p: p.stem)
 def test_the_plans_that_are_shipped_can_be_read(path):
     for each in plan.read(path):
         assert {recipe.rows_a_step() for recipe in each.recipes} == {16} or each.recipes[0].unequal
