@@ -44,7 +44,7 @@ def load(
 ) -> Corpus:
     """Load the corpus `name`, `split` "train", "test" (disjoint), "all", or for a hub data set "validation".
 
-    Names: "python-docs", "shakespeare", a .txt, .jsonl or .jsonl.gz path (`field` names the text in a JSON
+    Names: "python-docs", "package-docs", "shakespeare", a .txt, .jsonl or .jsonl.gz path (`field` names the text in a JSON
     row), or "refinedweb", "c4", "wikitext2" by streaming. `documents` takes that many: a seeded draw, except
     that a hub data set gives its first ones, as the reference code does.
     Raises CatsError for an unknown name, split or field, an empty or too short corpus, and a missing network.
@@ -128,8 +128,11 @@ def batches(
     pads on the right to the longest row of a batch (the paper's way). False joins the documents, an
     end-of-sequence token between them, and cuts rows of `sequence_length`. `tokens` None takes all; `bos` is
     explained at `bos_ids`. `rows` instead of `tokens` takes that many rows, drawn from the whole corpus.
-    Raises CatsError where the corpus is shorter than `tokens` or `rows`.
+    Raises CatsError where the corpus is shorter than `tokens` or `rows`, and for a number below 1.
     """
+    for name, number in (("tokens", tokens), ("rows", rows), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise CatsError(f"{name}={number} is no text: use at least 1.")
     prefix = bos_ids(tokenizer, bos)
     if sequence_length <= len(prefix):
         raise CatsError(f"sequence_length={sequence_length} leaves no room for text: use at least 2.")

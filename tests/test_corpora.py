@@ -96,7 +96,7 @@ def test_local_files(tmp_path):
     ("name", "options", "reason"),
     [
         ("pyton-docs", {}, r"Unknown corpus 'pyton-docs' \(did you mean python-docs\?\)"),
-        ("zzz", {}, r"Unknown corpus 'zzz': use one of python-docs, shakespeare, refinedweb"),
+        ("zzz", {}, r"Unknown corpus 'zzz': use one of python-docs, package-docs, shakespeare, refinedweb"),
         ("python-docs", {"split": "valid"}, "has no split 'valid': use one of train, test, all"),
         ("refinedweb", {"split": "all"}, "has no split 'all': use one of validation, test, train"),
         ("python-docs", {"documents": 10**6}, r"has \d+ documents, fewer than the 1000000 asked"),
@@ -258,6 +258,9 @@ def test_order_is_seeded_and_rows_can_be_drawn():
 
 
 def test_wrong_batches():
+    for name in ("tokens", "rows", "batch_size"):
+        with pytest.raises(CatsError, match=f"{name}=0 is no text: use at least 1"):
+            corpora.batches(corpus("abcd"), Characters(), **{name: 0})
     with pytest.raises(CatsError, match=r"The corpus hand \(all\) has 4 tokens, fewer than the 5 asked"):
         corpora.batches(corpus("abcd"), Characters(), tokens=5)
     with pytest.raises(CatsError, match="sequence_length=1 leaves no room"):
