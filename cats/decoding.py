@@ -91,7 +91,7 @@ class Decoder:
         else:
             self._step()
 
-    @torch.no_grad()  # with gradients the attention modules keep Transformers' path, and PyTorch a graph of it
+    @torch.no_grad()  # with gradients the attention modules would keep the path of Transformers
     def _capture(self) -> None:
         """Compile on a side stream, then capture; the cache and tokens are put back as they were."""
         position, tokens = self.cache.position.clone(), self.tokens.clone()

@@ -1,4 +1,4 @@
-"""How much memory an evaluation will take, said before a model is loaded."""
+"""How much memory a model and an evaluation will take, said before anything is loaded."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from cats.accounting import account
 from cats.errors import CatsError
-from cats.models import DTYPES
 
 _KEPT_LOGITS = 4  # GB: the harness keeps no more of them
 
@@ -38,7 +37,7 @@ def estimate(config: PretrainedConfig, dtype: str, *, tokens: int = 2048) -> Est
     text = config.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(text)
-    size = DTYPES[dtype].itemsize
+    size = getattr(torch, dtype).itemsize
     shape = account(model)
     logits = min(tokens * text.vocab_size * (size + 4) / 1e9, _KEPT_LOGITS)
     working = tokens * (5 * shape.intermediate_size + 6 * shape.hidden_size) * size / 1e9 + logits
@@ -49,7 +48,10 @@ def available(device: str) -> float:
     """Free memory in GB: of one GPU, of all of them for "auto", or what the machine has without one."""
     if device == "auto" and torch.cuda.is_available():
         return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())) / 1e9
-    if torch.device("cpu" if device == "auto" else device).type == "cuda":
+    kind = torch.device("cpu" if device == "auto" else device).type
+    if kind == "meta":
+        return float("inf")
+    if kind == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9 + _reclaimable()
 

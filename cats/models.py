@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from cats import memory
 from cats.embedded import EMBEDDED, model_folder
 from cats.errors import CatsError
 from cats.geometries import GEOMETRIES
@@ -58,7 +59,7 @@ def load(
 
     Names: an embedded model, a hub id ("organisation/model"), a local folder or .gguf file,
     "random:<geometry>" or "random:<embedded name>". Raises CatsError for an unknown name, a wrong dtype or
-    device, damaged files, a gated model and a missing network.
+    device, damaged files, a gated model, a missing network, and random weights that memory does not hold.
     """
     if dtype not in DTYPES:
         raise CatsError(f"Unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
@@ -229,6 +230,7 @@ def _random(name: str, dtype: torch.dtype, device: str, seed: int, layers: int |
     base = name.removeprefix(RANDOM)
     tokenizer = AutoTokenizer.from_pretrained(model_folder(base)) if base in EMBEDDED else None
     device = "cpu" if device == "auto" else device
+    memory.check(name, shape, str(dtype).removeprefix("torch."), device)
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)

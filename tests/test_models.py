@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import tokens, toy
 
-from cats import CatsError, embedded, find_gated_mlps, models, paths
+from cats import CatsError, embedded, find_gated_mlps, memory, models, paths
 from cats.geometries import GEOMETRIES
 
 
@@ -157,6 +157,12 @@ def test_truncated_gguf(tmp_path, smollm):
 def test_wrong_names_and_options(name, options, reason):
     with pytest.raises(CatsError, match=reason):
         models.load(name, **options)
+
+
+def test_weights_that_memory_does_not_hold_are_not_made(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 3.0)
+    with pytest.raises(CatsError, match=r"random:llama-2-7b in bfloat16 needs about .* has 3\.0 GB free"):
+        models.load("random:llama-2-7b", dtype="bfloat16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
