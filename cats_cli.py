@@ -263,7 +263,7 @@ def _text(sub: argparse.ArgumentParser, *, split: str, tokens: int | None) -> No
         "--corpus",
         default="python-docs",
         metavar="NAME",
-        help="python-docs, package-docs, shakespeare, refinedweb, c4, wikitext2, a path (default: python-docs)",
+        help="python-docs (the default), package-docs, shakespeare, refinedweb, c4, wikitext2, a path",
     )
     sub.add_argument("--split", default=split, metavar="S", help=f"of the corpus (default: {split})")
     sub.add_argument("--bos", default="auto", metavar="POLICY", help="auto, always or never (default: auto)")
