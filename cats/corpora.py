@@ -45,8 +45,8 @@ def load(
     """Load the corpus `name`, `split` "train", "test" (disjoint), "all", or for a hub data set "validation".
 
     Names: "python-docs", "package-docs", "shakespeare", a .txt, .jsonl or .jsonl.gz path (`field` names the
-    text in a JSON row), or "refinedweb", "c4", "wikitext2" by streaming. `documents` takes that many: a seeded
-    draw, except that a hub data set gives its first ones, as the reference code does.
+    text in a JSON row), or "refinedweb", "c4", "wikitext2" by streaming. `documents` takes that many: a
+    seeded draw, except that a hub data set gives its first ones, as the reference code does.
     Raises CatsError for an unknown name, split or field, an empty or too short corpus, and a missing network.
     """
     if documents is not None and documents < 1:
