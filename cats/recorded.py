@@ -12,7 +12,10 @@ def find(experiment: str, slug: str) -> records.Record | None:
     """The newest record <experiment>-<slug>, None where there is none; CatsError for a damaged file."""
     name = re.compile(rf"{re.escape(experiment)}-{re.escape(slug)}(-\d+)?")
     held = [record for record in records.every(experiment) if name.fullmatch(record.path.stem)]
-    return held[-1] if held else None
+    # of one second the one with the higher number, which is in the longer name, is the later
+    return max(
+        held, key=lambda found: (found.content["utc"], len(found.path.stem), found.path.stem), default=None
+    )
 
 
 def sentence(experiment: str, slug: str) -> str:
@@ -47,3 +50,17 @@ def label(row) -> str:
     sparsity = row["gate_sparsity"]
     known = sparsity is not None and not pd.isna(sparsity) and sparsity > 0
     return f"{row['method']} {sparsity:.0%}" if known else row["method"]
+
+
+def sources(outcomes: Sequence) -> list[dict]:
+    """What `cats.notebook.end` prints of the documents of `cats.outcomes.Outcome`s, each task once."""
+    known = {}
+    for each in outcomes:
+        digest = each.data["sha256"]
+        known[each.task] = {
+            "name": each.task,
+            "split": each.data["split"],
+            "documents": len(each.documents),
+            "sha256": digest if isinstance(digest, str) else next(iter(digest.values()), "unknown"),
+        }
+    return list(known.values())

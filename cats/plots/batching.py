@@ -12,6 +12,8 @@ KINDS = {  # name in the rows: what figures call it, colour, marker
     "independent": ("independent masks", plots.BLACK, None),
 }
 
+_CROWDED = 0.96  # beyond this density the marks of a figure lie upon each other and get no label
+
 
 def union(rows: pd.DataFrame) -> Figure:
     """Union density over the number of rows, a panel for each sparsity and a line for each kind of rows.
@@ -62,10 +64,10 @@ def by_layer(rows: pd.DataFrame) -> Figure:
 
 
 def against_rows(bounds: pd.DataFrame, measured: pd.DataFrame) -> Figure:
-    """Time of an MLP call and rows per time over the number of rows, both in units of dense with one row.
+    """Time of an MLP call and rows per time over the number of rows, in units of dense with the fewest rows.
 
     `bounds`: sparsity, rows, union_density; drawn dashed as bytes, (1 + 2u)/3. `measured`: sparsity (0 for
-    dense), batch, relative (time over that of dense with one row), drawn with markers; may be empty.
+    dense), batch, relative (time over that of dense with the fewest), drawn with markers; may be empty.
     """
     figure, (left, right) = plots.figure(3.9, ncols=2)
     counts = sorted(bounds.rows.unique())
@@ -90,6 +92,7 @@ def against_rows(bounds: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:g}")
     left.set_ylim(bottom=0)
+    left.set_ylabel("÷ dense, fewest rows")
     left.set_title("time of a call", loc="left")
     right.set_title("rows per time", loc="left")
     handles, labels = left.get_legend_handles_labels()
@@ -100,7 +103,8 @@ def against_rows(bounds: pd.DataFrame, measured: pd.DataFrame) -> Figure:
 def crossover(points: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     """Speed-up over dense against union density: the bound 3/(1 + 2u), and where batches lie on it.
 
-    `points`: sparsity, rows, union_density, drawn hollow on the bound and labelled by their rows.
+    `points`: sparsity, rows, union_density, drawn on the bound and labelled by their rows,
+    where nothing is measured.
     `measured`: batch, union_density, speedup, one line for each batch; may be empty.
     """
     figure, axes = plots.figure(3.9)
@@ -111,7 +115,12 @@ def crossover(points: pd.DataFrame, measured: pd.DataFrame) -> Figure:
         for index, (batch, part) in enumerate(measured.groupby("batch")):
             part, look = part.sort_values("union_density"), {**plots.style(index), "linestyle": "-"}
             axes.plot(
-                part.union_density, part.speedup, **look, linewidth=1.2, markersize=5, label=f"{batch} rows"
+                part.union_density,
+                part.speedup,
+                **look,
+                linewidth=1.2,
+                markersize=5,
+                label=f"{batch} row{'s'[: batch > 1]}",
             )
     else:
         for index, (sparsity, part) in enumerate(points.groupby("sparsity")):
@@ -124,14 +133,11 @@ def crossover(points: pd.DataFrame, measured: pd.DataFrame) -> Figure:
                 linestyle="none",
                 label=f"{sparsity:.0%} gate sparsity",
             )
-            for row in part.itertuples():
+            shift = (-2, -14) if index % 2 == 0 else (3, 5)
+            for row in part[part.union_density < _CROWDED].itertuples():
+                place = (row.union_density, 3 / (1 + 2 * row.union_density))
                 axes.annotate(
-                    f"{row.rows}",
-                    (row.union_density, 3 / (1 + 2 * row.union_density)),
-                    xytext=(4, 6),
-                    textcoords="offset points",
-                    color=look["color"],
-                    fontsize=9,
+                    f"{row.rows}", place, xytext=shift, textcoords="offset points", color=look["color"]
                 )
     axes.set(xlabel="union density", ylabel="speed-up over dense of the same batch", xlim=(0, 1.04))
     plots.percent(axes.xaxis)

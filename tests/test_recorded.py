@@ -1,0 +1,49 @@
+"""Records in a chapter: found by name, newest first, and words where there is none."""
+
+import pandas as pd
+import pytest
+import test_records
+
+from cats import paths, recorded
+from cats.errors import CatsError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path)
+    return tmp_path
+
+
+def test_a_record_is_found_by_its_whole_name_and_the_newest_wins(folder):
+    test_records.write(folder, "one", rows=[test_records.row("perplexity", note="first")])
+    test_records.write(folder, "one-more", rows=[test_records.row("perplexity", note="other")])
+    newest = test_records.write(folder, "one", rows=[test_records.row("perplexity", note="second")])
+    assert newest.name == "perplexity-one-2.json"
+    assert recorded.find("perplexity", "one").rows.note.tolist() == ["second"]
+    assert recorded.find("perplexity", "on") is None
+    assert recorded.find("zero_shot", "one") is None
+
+
+def test_absent_records_are_said_to_be_absent(folder):
+    test_records.write(folder, "held")
+    assert "record perplexity-held" in recorded.sentence("perplexity", "held")
+    for words in (recorded.sentence("perplexity", "none"), recorded.provenance("perplexity", ["none"])):
+        assert words.startswith("No measurement is recorded under perplexity-none")
+    lines = recorded.provenance("perplexity", ["held", "none"]).splitlines()
+    assert len(lines) == 2 and lines[0].startswith("perplexity-held.json")
+    assert recorded.rows("perplexity", ["none"]).empty
+    assert recorded.rows("perplexity", ["none", "held"]).record.tolist() == ["held"]
+
+
+def test_a_damaged_record_is_not_taken_for_an_absent_one(folder):
+    (folder / "perplexity-bad.json").write_text('{"schema": 1')
+    with pytest.raises(CatsError, match="truncated"):
+        recorded.find("perplexity", "bad")
+
+
+@pytest.mark.parametrize(
+    "sparsity, label", [(0.5, "CATS 50%"), (0.0, "CATS"), (None, "CATS"), (float("nan"), "CATS")]
+)
+def test_labels_name_the_sparsity_where_there_is_one(sparsity, label):
+    row = pd.Series({"method": "CATS", "gate_sparsity": sparsity}, dtype=object)
+    assert recorded.label(row) == label
