@@ -12,10 +12,7 @@ def find(experiment: str, slug: str) -> records.Record | None:
     """The newest record <experiment>-<slug>, None where there is none; CatsError for a damaged file."""
     name = re.compile(rf"{re.escape(experiment)}-{re.escape(slug)}(-\d+)?")
     held = [record for record in records.every(experiment) if name.fullmatch(record.path.stem)]
-    # of one second the one with the higher number, which is in the longer name, is the later
-    return max(
-        held, key=lambda found: (found.content["utc"], len(found.path.stem), found.path.stem), default=None
-    )
+    return held[-1] if held else None
 
 
 def sentence(experiment: str, slug: str) -> str:

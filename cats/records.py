@@ -139,7 +139,7 @@ def read(experiment: str, *, folder: Path | None = None, **match) -> Record:
             f"No record of {experiment} has {asked} ({len(records)} records looked at): "
             "measure it, or ask for what data/records holds."
         )
-    return max(fitting, key=lambda record: (record.content["utc"], record.path.name))
+    return max(fitting, key=_age)
 
 
 def every(experiment: str | None = None, *, folder: Path | None = None) -> list[Record]:
@@ -149,7 +149,12 @@ def every(experiment: str | None = None, *, folder: Path | None = None) -> list[
     for name in wanted:
         _columns(name)
         found += [_open(path, name) for path in (folder or paths.RECORDS).glob(f"{name}-*.json")]
-    return sorted(found, key=lambda record: (record.content["utc"], record.path.name))
+    return sorted(found, key=_age)
+
+
+def _age(record: Record) -> tuple:
+    """Orders records by time; of one second the one with the higher number, in the longer name, is later."""
+    return record.content["utc"], len(record.path.stem), record.path.stem
 
 
 def _columns(experiment: str) -> tuple[str, ...]:

@@ -96,6 +96,15 @@ def test_newest_that_matches_is_read(tmp_path):
         records.read("decode", folder=tmp_path)
 
 
+def test_of_one_second_the_later_record_is_read(tmp_path):
+    for _ in range(2):
+        path = write(tmp_path, "a")
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "utc": "2026-01-01T00:00:00Z"}))
+    assert records.read("perplexity", folder=tmp_path).path.name == "perplexity-a-2.json"
+    assert [record.path.name for record in records.every(folder=tmp_path)][-1] == "perplexity-a-2.json"
+
+
 def test_wrong_records_are_not_written(tmp_path):
     with pytest.raises(CatsError, match="Unknown experiment 'speed': use one of mlp_latency"):
         records.write("speed", "a", parameters={}, rows=[{}], model={}, data={}, started=0, folder=tmp_path)

@@ -189,4 +189,4 @@ def launches(rows: pd.DataFrame) -> Figure:
 def _key(axes, lines: Mapping[str, object]) -> None:
     """A legend of line kinds in grey, for figures where the colour says something else."""
     handles = [axes.plot([], [], color=plots.GREY, linestyle=line)[0] for line in lines.values()]
-    axes.legend(handles, list(lines), loc="lower left", frameon=False, ncols=1)
+    axes.figure.legend(handles, list(lines), loc="outside upper center", frameon=False, ncols=len(lines))

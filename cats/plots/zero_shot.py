@@ -56,13 +56,15 @@ def kept(rows: pd.DataFrame) -> Figure:
         papers += reported
         look = plots.style(number - (0 if reported else papers))
         look |= {"color": plots.GREY, "linestyle": "none"} if reported else {}
-        fill = "white" if reported else look["color"]
+        if reported:
+            look |= {"markerfacecolor": "white", "markersize": 8, "markeredgewidth": 1.5}
         for axes, column in zip(panels, ("gate_sparsity", "model_sparsity"), strict=True):
             part = part.sort_values(column)
+            if reported:
+                axes.plot(part[column], part.share, **look, label=series)
+                continue
             spread = [(part.share - part.low).fillna(0), (part.high - part.share).fillna(0)]
-            axes.errorbar(
-                part[column], part.share, yerr=spread, **look, markerfacecolor=fill, capsize=3, label=series
-            )
+            axes.errorbar(part[column], part.share, yerr=spread, **look, capsize=3, label=series)
     for axes, name in zip(panels, ("gate sparsity", "model-level sparsity"), strict=True):
         axes.axhline(1, color=plots.GREY, linewidth=1.2)
         axes.set_xlim(left=0)
