@@ -66,6 +66,7 @@ def kept(rows: pd.DataFrame) -> Figure:
             spread = [(part.share - part.low).fillna(0), (part.high - part.share).fillna(0)]
             axes.errorbar(part[column], part.share, yerr=spread, **look, capsize=3, label=series)
     for axes, name in zip(panels, ("gate sparsity", "model-level sparsity"), strict=True):
+        axes.margins(0.12)
         axes.axhline(1, color=plots.GREY, linewidth=1.2)
         axes.set_xlim(left=0)
         axes.set_xlabel(name)
