@@ -29,8 +29,9 @@ def main(given: Namespace) -> None:
         )
         if crew.leads:
             print("Everything is recorded." if done else "Time is up: the same command goes on.")
-        return
-    _one(_runs(given)[0], given, crew, output)
+    else:
+        _one(_runs(given)[0], given, crew, output)
+    crew.leave()
 
 
 def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:

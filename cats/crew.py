@@ -32,6 +32,12 @@ class Crew:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def leave(self) -> None:
+        """The end for all: a process that exits with its connections open may abort, or abort another."""
+        if self.size > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+
     def agree(self, decision: bool) -> bool:
         """The first process' decision, for what depends on the clock or the disk."""
         return self.gather(decision)[0]

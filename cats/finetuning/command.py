@@ -40,6 +40,7 @@ def main(given: Namespace) -> None:
     done = compare.execute(wanted, output, crew=crew, minutes=given.minutes, records_folder=folder)
     if crew.leads:
         print("Everything is recorded." if done else "Time is up: the same command goes on.")
+    crew.leave()
 
 
 def _wanted(given: Namespace) -> list[plan.Comparison]:
