@@ -111,6 +111,7 @@ def _all_over(tokens: Tensor, done: Tensor, ended: Callable) -> bool:
 
 
 def cut(ids: list[int], eos: set[int], ended: Callable) -> list[int]:
+    """`ids` up to and with the first of `eos`, or less where `ended` says that the text was over before."""
     first = next((place + 1 for place, token in enumerate(ids) if token in eos), len(ids))
     length = ended(ids[:first])
     return ids[: first if length is None else length]

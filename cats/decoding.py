@@ -91,7 +91,6 @@ class Decoder:
         else:
             self._step()
 
-    @torch.no_grad()  # with gradients the attention modules would keep the path of Transformers
     def _capture(self) -> None:
         """Compile on a side stream, then capture; the cache and tokens are put back as they were."""
         position, tokens = self.cache.position.clone(), self.tokens.clone()
@@ -108,7 +107,7 @@ class Decoder:
         self.cache.position.copy_(position)
         self.tokens.copy_(tokens)
 
-    @torch.no_grad()
+    @torch.no_grad()  # with gradients the attention modules would keep the path of Transformers
     def generate(self, input_ids: torch.Tensor, new_tokens: int, *, eos: tuple[int, ...] = ()) -> Generation:
         """Greedy continuation of a prompt [B, T] by `new_tokens`, or until each row has met a token of `eos`.
 

@@ -67,7 +67,7 @@ class Masking:
     (`cats.sites`), mask under `policy`, and are counted, with no synchronisation.
 
     Announce each call by `begin`; without that every token is valid, and a call of one token a sequence is
-    decode. `hold` [L]: gate sparsities that the thresholds are steered to while the model runs (see
+    decode. `steer(layer, module, zeroed, valid)` moves thresholds while the model runs (see
     `cats.criteria.online`). A dense model may be given: nothing is masked and no sparsity is realised.
     """
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from cats import criteria, memory, models, results, tasks, texts
+from cats import criteria, memory, models, plan_files, results, tasks, texts
 from cats.accounting import account
 from cats.configuration import Calibration, Configuration
 from cats.crew import Crew
@@ -47,17 +45,8 @@ class Run:
 
 def read(path: Path, *, device: str | None = None) -> list[Run]:
     """The runs of a plan file; `device` over what it says. Raises CatsError for anything unknown in it."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise CatsError(
-            f"The plan {path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
-    except yaml.YAMLError as error:
-        raise CatsError(f"The plan {path} is not valid YAML ({str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
-        raise CatsError(f"The plan {path} needs a list `runs`, each with model, record, tasks and rules.")
-    return [_run({**content.get("defaults", {}), **run}, path.name, device) for run in content["runs"]]
+    runs = plan_files.runs(path, "model, record, tasks and rules")
+    return [_run(run, path.name, device) for run in runs]
 
 
 def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
@@ -96,17 +85,15 @@ def execute(
     complete = True
     for run in runs:
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-        if left is not None and crew.gather(left <= 0)[0]:
+        if left is not None and crew.agree(left <= 0):
             return False
         folder = output / run.record
         stamp = folder / "recorded"
-        if crew.gather(stamp.exists())[0]:
+        if crew.agree(stamp.exists()):
             continue
         begun = time.time()
-        memory.check(
-            run.model, models.config(run.model), run.dtype, crew.device if crew.size > 1 else run.device
-        )
         device = crew.device if crew.size > 1 else run.device
+        memory.check(run.model, models.config(run.model), run.dtype, device)
         loaded = models.load(run.model, dtype=run.dtype, device=device)
         suite = Suite(
             loaded,

@@ -110,6 +110,7 @@ def refinedweb(split: str, documents: int | None) -> tuple[list[str], dict]:
 
 
 def c4(split: str, documents: int | None) -> tuple[list[str], dict]:
+    """C4 in English: the first documents of a split, 500 unless told; its validation part is our test."""
     splits = {"train": "train", "test": "validation", "validation": "validation"}
     wanted = documents or 500
     stream, revision = _stream("allenai/c4", "en", _rows(splits, "c4", split), 0)

@@ -242,4 +242,4 @@ class Suite:
         }
 
     def _late(self, deadline: float | None) -> bool:
-        return deadline is not None and self.crew.gather(time.monotonic() > deadline)[0]
+        return deadline is not None and self.crew.agree(time.monotonic() > deadline)

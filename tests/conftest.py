@@ -47,3 +47,17 @@ def thresholds_file(smollm, tmp_path_factory):
     file = tmp_path_factory.mktemp("calibrated") / "thresholds.json"
     thresholds.save(file)
     return file
+
+
+@pytest.fixture
+def themed():
+    """The theme of the figures, without a window; what a test drew is closed behind it."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    from cats import plots
+
+    matplotlib.use("Agg")
+    plots.theme()
+    yield
+    plt.close("all")

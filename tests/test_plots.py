@@ -2,7 +2,6 @@ import io
 import xml.etree.ElementTree as ET
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +13,7 @@ from cats.calibration import calibrate
 from cats.distribution import first_token, measure
 from cats.plots import activations, calibration, perplexity
 
-matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("themed")
 SPARSITIES = [0.5, 0.7, 0.9]
 
 
@@ -28,13 +27,6 @@ def z():
 @pytest.fixture(scope="module")
 def thresholds():
     return calibrate(toys.toy("llama"), toys.batches())
-
-
-@pytest.fixture(autouse=True)
-def themed():
-    plots.theme()
-    yield
-    plt.close("all")
 
 
 def svg(figure) -> str:

@@ -2,21 +2,12 @@ import io
 import xml.etree.ElementTree as ET
 
 import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from cats import plots
 from cats.plots import kernels
 
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def themed():
-    plots.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def latencies() -> pd.DataFrame:

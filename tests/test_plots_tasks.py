@@ -1,21 +1,13 @@
 """Figures on batches and on tasks: every series is drawn, with a record and without one."""
 
 import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from cats import plots
 from cats.plots import batching, zero_shot
 
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def themed():
-    plots.theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("themed")
 
 
 def unions() -> pd.DataFrame:

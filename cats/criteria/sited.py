@@ -145,21 +145,30 @@ def parts(model: nn.Module) -> list[tuple[GatedMLP, nn.Linear, nn.Linear, nn.Lin
     ]
 
 
+def _start(mlp: GatedMLP, part: str) -> int:
+    """The first output column of the gate or up projection, which may be one fused Linear."""
+    half = mlp.layout.gate_half if part == "gate" else 1 - mlp.layout.gate_half
+    return half * mlp.intermediate_size if mlp.fused else 0
+
+
+def _projection(mlp: GatedMLP, part: str) -> nn.Linear:
+    return getattr(mlp.module, getattr(mlp.layout, part))
+
+
 def neuron_site(mlp: GatedMLP, part: str, keep: Callable) -> Site:
     """A site on the output of the gate (`part` "gate") or up projection of one MLP.
 
     act(0) = 0 for every activation here: a zero output is a neuron dropped, and two products of `hidden_size`
     weights go with it.
     """
-    half = mlp.layout.gate_half if part == "gate" else 1 - mlp.layout.gate_half
     return Site(
         mlp.layer,
         part,
-        getattr(mlp.module, getattr(mlp.layout, part)),
+        _projection(mlp, part),
         keep,
         2 * mlp.hidden_size,
         at="output",
-        start=half * mlp.intermediate_size if mlp.fused else 0,
+        start=_start(mlp, part),
         width=mlp.intermediate_size,
         neurons=True,
     )
@@ -239,6 +248,18 @@ def watch(
     if not tokens:
         raise CatsError("The batches hold no token to calibrate on: give text.")
     return tokens
+
+
+def watch_neurons(
+    model: nn.Module, part: str, batches, see: Callable[[GatedMLP, Tensor], None], *, progress: bool = True
+) -> None:
+    """Call `see(mlp, x)` with the output [N, m] of each gate (`part` "gate") or up projection, as `watch`."""
+
+    def narrowed(mlp: GatedMLP, output: Tensor) -> None:
+        see(mlp, output.narrow(-1, _start(mlp, part), mlp.intermediate_size))
+
+    modules = [(mlp, _projection(mlp, part)) for mlp in find_gated_mlps(model)]
+    watch(model, modules, batches, narrowed, at="output", progress=progress)
 
 
 class Quantiles:

@@ -9,8 +9,8 @@ number of deviations is a quantile over calibration text, one for each layer, in
 from torch import Tensor
 
 from cats.activation import ACTIVATIONS
-from cats.criteria.sited import Quantiles, SitedRule, neuron_site, parts, watch
-from cats.structure import find_gated_mlps
+from cats.criteria.sited import Quantiles, SitedRule, neuron_site, watch_neurons
+from cats.structure import GatedMLP, find_gated_mlps
 
 _SHIFT = 4.0  # deviations; makes standings positive: a half-normal |z| is at least 1.3 below its mean at 0
 
@@ -25,16 +25,11 @@ class StatisticalMagnitude(SitedRule):
 
     def measure(self, model, batches, progress=True) -> Quantiles:
         found = Quantiles()
-        mlps = {mlp.layer: mlp for mlp in find_gated_mlps(model)}
 
-        def see(layer: int, output: Tensor) -> None:
-            mlp = mlps[layer]
-            half = mlp.layout.gate_half if mlp.fused else 0
-            gate = output.narrow(-1, half * mlp.intermediate_size, mlp.intermediate_size)
-            found.see(layer, standing(ACTIVATIONS[mlp.activation](gate.float())))
+        def see(mlp: GatedMLP, gate: Tensor) -> None:
+            found.see(mlp.layer, standing(ACTIVATIONS[mlp.activation](gate.float())))
 
-        modules = [(mlp.layer, gate) for mlp, gate, _, _ in parts(model)]
-        watch(model, modules, batches, see, at="output", progress=progress)
+        watch_neurons(model, "gate", batches, see, progress=progress)
         return found
 
     def sites(self, model, state, sparsity):

@@ -7,7 +7,7 @@ here it is the quantile over all tokens of the calibration text. D-COUNTDOWN ran
 predictor, which is not here.
 """
 
-from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, parts, watch
+from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, watch_neurons
 from cats.structure import find_gated_mlps
 
 
@@ -21,15 +21,7 @@ class UpThreshold(SitedRule):
 
     def measure(self, model, batches, progress=True) -> Quantiles:
         found = Quantiles()
-        mlps = {mlp.layer: mlp for mlp in find_gated_mlps(model)}
-
-        def see(layer: int, output) -> None:
-            mlp = mlps[layer]
-            half = 1 - mlp.layout.gate_half if mlp.fused else 0
-            found.see(layer, output.narrow(-1, half * mlp.intermediate_size, mlp.intermediate_size))
-
-        modules = [(mlp.layer, up) for mlp, _, up, _ in parts(model)]
-        watch(model, modules, batches, see, at="output", progress=progress)
+        watch_neurons(model, "up", batches, lambda mlp, up: found.see(mlp.layer, up), progress=progress)
         return found
 
     def sites(self, model, state, sparsity):

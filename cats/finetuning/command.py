@@ -9,20 +9,9 @@ from cats.errors import CatsError
 from cats.finetuning import compare, plan
 
 _RECIPE = (
-    *(
-        "steps",
-        "grid",
-        "batch",
-        "rows_at_once",
-        "sequence_length",
-        "lr",
-        "tuning",
-        "dtype",
-        "distil",
-        "anneal",
-    ),
-    *("recalibrate", "best", "learn_thresholds", "checkpointing", "unequal"),
-)
+    "steps", "grid", "batch", "rows_at_once", "sequence_length", "lr", "tuning", "dtype", "distil", "anneal",
+    "recalibrate", "best", "learn_thresholds", "checkpointing", "unequal",
+)  # fmt: skip
 _OWN = ("model", "device", "train", "heldout", "heldout_rows", "data_dir", "save")
 
 

@@ -175,6 +175,10 @@ def _pieces(documents: list[str]) -> list[str]:
 
 
 def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example], dict]:
+    """The instructions of a task's split, or of a .jsonl file, and what a record says of them.
+
+    Raises CatsError for an unknown task, a missing mirror or split, and rows that lack one of the two.
+    """
     if name.startswith(TASK):
         return _task(name.removeprefix(TASK), split, data_dir)
     path = Path(name).expanduser()

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from cats import corpora, models
+from cats import corpora, models, plan_files
 from cats.accounting import account
 from cats.errors import CatsError
 from cats.finetuning import data, measure
@@ -53,18 +51,9 @@ class Comparison:
 
 def read(path: Path, *, device: str | None = None, data_dir: str | None = None) -> list[Comparison]:
     """The comparisons of a plan file. Raises CatsError for anything unknown in it."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CatsError(
-            f"The plan {path} cannot be read: {(error.strerror or 'no file').lower()}."
-        ) from error
-    except yaml.YAMLError as error:
-        raise CatsError(f"The plan {path} is not valid YAML ({str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
-        raise CatsError(f"The plan {path} needs a list `runs`, each with model, record and methods.")
     over = {key: value for key, value in {"device": device, "data_dir": data_dir}.items() if value}
-    return [comparison({**content.get("defaults", {}), **run, **over}, path.name) for run in content["runs"]]
+    runs = plan_files.runs(path, "model, record and methods")
+    return [comparison({**run, **over}, path.name) for run in runs]
 
 
 def comparison(given: dict, where: str) -> Comparison:

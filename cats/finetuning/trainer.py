@@ -242,7 +242,7 @@ class CatsTrainer(Trainer):
         """Adapters or weights as safetensors; Trainer would ask the hub, and pickle its arguments."""
         if isinstance(self.model, PeftModel):
             self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-        elif isinstance(self.model, PeftModel | nn.Module) and hasattr(self.model, "save_pretrained"):
+        elif hasattr(self.model, "save_pretrained"):
             self.model.save_pretrained(output_dir, state_dict=state_dict)
         else:
             super()._save(output_dir, state_dict)

@@ -80,10 +80,11 @@ class Bench:
     def sparse(self) -> None:
         """Every variant at every sparsity: what it compiled serves all of them."""
         thresholds = self.thresholds()
-        for variant in tqdm(ordered(self.options.sparse), desc=self.name, disable=None):
+        variants = ordered(self.options.sparse)
+        for variant in tqdm(variants, desc=self.name, disable=None):
             for sparsity in self.options.sparsity:
                 sparsify(self.model, thresholds, sparsity)
-                if variant == ordered(self.options.sparse)[0]:
+                if variant == variants[0]:
                     print(f"{self.name}: op differs from float64 by {self.check():.1e} at {sparsity}")
                 self._rows(f"cats_{variant}", variant, sparsity)
 
