@@ -18,9 +18,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import cats_cli
-from cats import corpora, criteria, package_docs, paths, records, sparsify
+from cats import activation, corpora, criteria, package_docs, paths, records, sparsify
 from cats.errors import CatsError
-from cats.finetuning import Recipe, finetune, learned, load, measure, plan, save
+from cats.finetuning import Recipe, finetune, fused, learned, load, measure, plan, save
 from cats.finetuning.adapt import Teacher, adapt, apply
 from cats.finetuning.data import Example, _row, collate, examples
 from cats.finetuning.grid import Grid, last_checkpoint
@@ -358,6 +358,54 @@ def test_thresholds_are_estimated_once_more(run):
     before, after = outcome.points[-1], outcome.after["recalibrated"]
     far = [sum(abs(s - 0.5) for s in point["indomain_realised"]) for point in (before, after)]
     assert far[1] < far[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", activation.ACTIVATIONS)
+def test_the_mask_of_a_training_step_has_the_value_and_gradients_of_the_definition(name, dtype):
+    draw = torch.Generator().manual_seed(0)
+    values = [torch.randn(3, 7, 33, generator=draw).to(dtype) for _ in range(3)]
+    values[0][0, 0, 0] = float("nan")
+    act = activation.ACTIVATIONS[name]
+    z = act(values[0].float()).abs()
+    for threshold in (z[1, 1, 1].clone(), torch.rand(33, generator=draw), torch.tensor(0.0)):
+        found, expected = ([value.clone().requires_grad_() for value in values[:2]] for _ in range(2))
+        product = fused.masked_product(*found, threshold, name)
+        once = act(expected[0])
+        exact = activation.unrounded(act, expected[0], once)
+        reference = activation.cats(once, threshold, exact) * expected[1]
+        assert torch.equal(product.nan_to_num(9), reference.nan_to_num(9)) and product[0, 0, 0].isnan()
+        product.backward(values[2])
+        reference.backward(values[2])
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.grad.nan_to_num(9), other.grad.nan_to_num(9))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
+        fused.masked_product(*found, threshold, name)
+    assert sum(tensor.nbytes for tensor in kept) == 2 * values[0].nbytes + 4
+
+
+def test_the_mask_of_a_training_step_is_one_graph_forward_and_one_backward():
+    gate, up, gradient = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for function, given in ((fused._forward, ()), (fused._backward, (gradient,))):
+        whole = torch.compile(function, fullgraph=True, backend="eager")
+        for level in (0.1, 0.4):
+            found = whole("silu", gate, up, torch.tensor([level]), *given)
+            torch.testing.assert_close(found, function("silu", gate, up, torch.tensor([level]), *given))
+
+
+def test_training_masks_in_one_pass_and_measures_as_the_mlp_does(run, monkeypatch):
+    calls = {True: 0, False: 0}
+    forward = activation.CatsMLP.forward
+
+    def watched(self, x):
+        calls[torch.is_grad_enabled()] += self.combine is not None
+        return forward(self, x)
+
+    monkeypatch.setattr(activation.CatsMLP, "forward", watched)
+    outcome = run(**CATS, recalibrate=512)
+    assert calls == {True: 6 * 2 * 2, False: 0}  # steps, passes, layers
+    assert all(module.combine is None for module in cats_mlps(outcome.model))
 
 
 # --- what recovers

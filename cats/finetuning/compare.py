@@ -2,12 +2,14 @@
 
 import gc
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from cats import corpora, criteria, models
 from cats.crew import Crew
@@ -45,7 +47,8 @@ def execute(
         stamp = folder / f"recorded-{len(done)}-of-{each.recipes[0].steps}-steps"
         if crew.leads and done and not stamp.exists():
             path = table.record(each, done, info, started, records_folder or output)
-            print(*table.ends(table.rows(each.model, done)), f"Wrote {path}", sep="\n")
+            runs = [found["after"] for _, found in done]
+            print(*table.ends(table.rows(each.model, done), runs), f"Wrote {path}", sep="\n")
             stamp.touch()
     return complete
 
@@ -57,7 +60,7 @@ def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None)
     fits: dict = {}
     note = folder / "data.json"
     folder.mkdir(parents=True, exist_ok=True)
-    for recipe in each.recipes:
+    for number, recipe in enumerate(each.recipes, 1):
         result = folder / recipe.slug / _RESULT
         if crew.agree(_finished(result, recipe)):
             done.append((recipe, json.loads(result.read_text())))
@@ -65,6 +68,11 @@ def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None)
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and crew.agree(left <= 0):
             break
+        if crew.leads:
+            until = "" if left is None else f", {left:.1f} minutes left for this call"
+            tqdm.write(
+                f"{each.record}: run {number} of {len(each.recipes)}, {recipe.slug}{until}", file=sys.stderr
+            )
         if loaded is None:
             loaded = models.load(each.model, dtype=recipe.dtype)
             if loaded.tokenizer is None:

@@ -135,6 +135,7 @@ def _recalibrated(model, recipe: Recipe, text: TrainingText, args, pad: int, bat
     trainer = CatsTrainer(model, recipe, text, args, pad=pad)
     trainer.remove_callback(Grid)  # it would report another step zero
     trainer.evaluate()
+    trainer.settle()
     [point] = _points(trainer.state.log_history, recipe, text, 0)
     return {"threshold_drift": drift.tolist(), "recalibrated": point, "recalibrated_on_tokens": found.tokens}
 

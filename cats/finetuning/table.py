@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cats import evaluation, records
+from cats import criteria, evaluation, records
 from cats.finetuning.plan import Comparison
 from cats.finetuning.recipe import Recipe
 
@@ -79,17 +79,45 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
     return table
 
 
-def ends(table: Sequence[dict]) -> list[str]:
-    """The last point of every curve, a line each."""
+def ends(table: Sequence[dict], runs: Sequence[dict] = ()) -> list[str]:
+    """The last point of every curve, a line each, and what a step of it took where `runs` say so."""
     last = {(row["method"], row["seed"]): row for row in table}
-    lines = [f"{'method':<24}{'seed':>5}{'step':>6}{'held-out, nats':>16}{'- dense':>9}{'realised':>10}"]
+    taken = {(row["method"], row["seed"]): row for row in costs(runs)}
+    lines = [
+        f"{'method':<24}{'seed':>5}{'step':>6}{'held-out, nats':>16}{'- dense':>9}{'realised':>10}"
+        f"{'s/step':>9}{'x dense':>9}{'GB':>7}{'x dense':>9}"
+    ]
     for (method, seed), row in last.items():
-        delta = "-" if row["delta_nll"] is None else f"{row['delta_nll']:+.4f}"
-        realised = "-" if row["realised_sparsity"] is None else f"{row['realised_sparsity']:.3f}"
-        lines.append(
-            f"{method:<24}{seed:>5}{row['step']:>6}{row['heldout_nll_nats']:>16.4f}{delta:>9}{realised:>10}"
+        cost = taken.get((method, seed), {})
+        shown = (
+            (row["delta_nll"], "+.4f", 9),
+            (row["realised_sparsity"], ".3f", 10),
+            (cost.get("step_s"), ".3f", 9),
+            (cost.get("time_ratio"), ".3f", 9),
+            (cost.get("peak_memory_gb"), ".1f", 7),
+            (cost.get("memory_ratio"), ".3f", 9),
         )
+        columns = "".join(f"{'-' if v is None else format(v, form):>{width}}" for v, form, width in shown)
+        lines.append(f"{method:<24}{seed:>5}{row['step']:>6}{row['heldout_nll_nats']:>16.4f}{columns}")
     return lines
+
+
+def costs(runs: Sequence[dict]) -> list[dict]:
+    """What a training step took: `runs` of a record's parameters, each held against the dense run.
+
+    method, seed, step_s (median), peak_memory_gb (of a GPU), and both over those of the dense run of that
+    seed, or of the first dense run: time_ratio, memory_ratio; None where it was not measured.
+    """
+    dense = {run["seed"]: run for run in reversed(runs) if run["method"] == criteria.DENSE}
+    table = []
+    for run in runs:
+        base = dense.get(run["seed"]) or next(iter(dense.values()), {})
+        row = {"method": run["method"], "seed": run["seed"]}
+        for key, ratio in (("step_s", "time_ratio"), ("peak_memory_gb", "memory_ratio")):
+            row[key] = run.get(key)
+            row[ratio] = run[key] / base[key] if run.get(key) and base.get(key) else None
+        table.append(row)
+    return table
 
 
 def _scores(point: dict) -> pd.DataFrame:

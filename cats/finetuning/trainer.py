@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from cats.errors import CatsError
+from cats.finetuning import fused
 from cats.finetuning.adapt import Teacher
 from cats.finetuning.data import TrainingText, collate
 from cats.finetuning.grid import HELDOUT, INDOMAIN, Bar, Grid
@@ -115,8 +116,7 @@ class CatsTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Bar)
-        if learned is not None:
-            learned.attach()
+        self._resume()
 
     def create_optimizer(self, model=None):
         """AdamW, with learned thresholds in a group of their own: another rate, and no decay."""
@@ -187,16 +187,19 @@ class CatsTrainer(Trainer):
         return metrics
 
     def settle(self) -> None:
-        """Set the thresholds that the run would end with."""
+        """Set the thresholds that the run would end with, and let the MLPs mask as they do at inference."""
         if self.anneal is not None:
             self.anneal.end()
         if self.learned is not None:
             self.learned.detach()
+        fused.detach(self.model)
 
     def _resume(self) -> None:
         if self.anneal is not None:
             self.anneal.at(self.state.global_step)
-        if self.learned is not None:
+        if self.learned is None:
+            fused.attach(self.model)
+        else:
             self.learned.attach()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
