@@ -1,4 +1,4 @@
-"""TEAL's block-wise greedy allocation (arXiv 2408.14690, algorithm 1) for any rule that drops inputs.
+"""TEAL's block-wise greedy allocation (arXiv 2408.14690) for any rule that drops inputs.
 
 Every block has the same model-level sparsity. Inside it, the Linear that adds least to the error of the
 block's output gets the next step, until the block has its sparsity. Steps are sized by the weights of each
@@ -22,7 +22,7 @@ from cats.criteria.sited import InputRule, Place, linears
 from cats.sites import Site
 
 _TOKENS = 1024  # of calibration text on which errors are measured
-_STEP = 0.02  # of a block's weights: some 10,000 forwards of a block for 28 of them, as many as TEAL reports
+_STEP = 0.02  # of a block's weights: some 10,000 forwards of a block for 28 of them, about as many as TEAL's
 _MOST = 0.1  # of one Linear's inputs in a step
 _CAP = 0.99  # of one Linear's inputs in all
 

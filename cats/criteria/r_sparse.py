@@ -1,11 +1,11 @@
 """R-Sparse (arXiv 2504.19449): large inputs of every linear layer meet all of W, the others a W of low rank.
 
 The weights read are a budget: columns of W for the inputs kept, and two factors of rank r. Ambiguous in the
-source: how the budget is split. An evolutionary search over the model's perplexity decides there; here each
-layer takes, of a few splits, the one with the least error of its output on a sample of its inputs. Thresholds
-come from one row of 512 tokens there, here from the calibration text. The released evaluation masks the last
-tenth of a prompt alone; here that is the policy of the evaluation. The factors are the truncated singular
-value decomposition of W, as there, and are memory on top of W.
+source: how the budget is split. An evolutionary search of about an hour decides there; here each layer takes,
+of a few splits, the one with the least error of its output on a sample of its inputs. Thresholds come from
+one row of 512 tokens there, here from the calibration text. The released evaluation masks the last tenth of a
+prompt alone; here that is the policy of the evaluation. The factors are the truncated singular value
+decomposition of W, as there, and are memory on top of W.
 """
 
 from dataclasses import dataclass, field

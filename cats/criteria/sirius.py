@@ -1,10 +1,9 @@
 """Sirius (arXiv 2409.03856): CATS generates, and every few tokens the dense model corrects it.
 
 Ambiguous in the source: its sparse model ranks |SiLU(x W_gate)| by token, here CATS has its thresholds, so
-that what the correction adds is seen alone; its tree of candidates is left out; the period (16 there, among
-others) and the least likelihood (0.1 by default) are searched for each model there and fixed here. A dense
-step reads all weights once, for the tokens of a whole round. Likelihood tasks generate nothing: there it is
-CATS.
+that what the correction adds is seen alone; its tree of candidates is left out; the period (16 there) and
+the least likelihood (0.1 in its instructions) are options there and fixed here. A dense step reads all
+weights once, for the tokens of a whole round. Likelihood tasks generate nothing: there it is CATS.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """TEAL (arXiv 2408.14690): small inputs of all linear layers are dropped, one threshold for each input.
 
 Ambiguous in the source: the released code takes the threshold from a two-sided histogram of 10,000 bins and
-assumes that inputs are symmetric about zero; here it is the quantile of |x| itself. Released evaluations
+assumes inputs of one mode and mean zero; here it is the quantile of |x| itself. Released evaluations
 mask a part of the prompt only; here that is the policy of the evaluation, by default every token. Where q, k
 and v read one input they share its quantile.
 """

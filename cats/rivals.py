@@ -1,0 +1,109 @@
+"""Rules side by side at the same bytes: what they drop, which kernels exist for them, and who is best."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cats import criteria
+from cats.criteria.sited import InputRule
+from cats.errors import CatsError
+
+NEURONS = "neurons, by the gate"
+UP = "neurons, by the up projection"
+MLP_INPUTS = "inputs of the MLP"
+ALL_INPUTS = "inputs of every linear layer"
+SEQUENCE = "one set of neurons a sequence"
+FAMILIES = (NEURONS, UP, MLP_INPUTS, ALL_INPUTS, SEQUENCE)
+
+OWN = "here: Triton, fp16 and bf16, small batches, CUDA graphs; the paper's: Triton, 1 to 4 rows"
+SAME = "that of CATS as it is: a threshold for each neuron costs no more"
+NONE = "none known"
+# Of each rule, the kernel that decodes with it: from the sources' repositories and papers, read in 2026.
+KERNELS = {
+    "cats": OWN,
+    "up-threshold": "FloE: Triton, for the experts of a mixture; COUNTDOWN: Triton, by its paper",
+    "scap": "the down kernel of CATS, in fp32",
+    "teal": "its own: Triton, fp16, one row",
+    "teal-greedy": "that of teal; its code decodes with uniform shares",
+    "wina": "announced, not in its repository",
+    "wina-greedy": "announced, not in its repository",
+    "wina-released": "announced, not in its repository",
+    "r-sparse": "none called by its code, which carries that of CATS",
+    "griffin": "none needed: smaller dense matrices",
+    "sirius": "compiled steps of PyTorch 2.3.0 for its own models",
+    **dict.fromkeys(("top-k", "statistical-top-k", "statistical-magnitude"), NONE),
+}
+
+
+def family(name: str) -> str:
+    """What a rule drops, one of FAMILIES; CatsError for an unknown rule."""
+    rule = criteria.rule(name)
+    if isinstance(rule, InputRule):
+        return ALL_INPUTS
+    return {"up-threshold": UP, "scap": MLP_INPUTS, "griffin": SEQUENCE}.get(name, NEURONS)
+
+
+def kernel(name: str) -> str:
+    """Which kernel decodes with a rule, in a few words."""
+    return KERNELS.get(name, SAME if family(name) == NEURONS else NONE)
+
+
+def read_bytes(rows: pd.DataFrame) -> pd.Series:
+    """Weight bytes that the evaluated tokens would have read at batch 1, by the sparsity they realised.
+
+    `rows` of one model: rule, bytes_per_token (at the target), model_sparsity (the target) and
+    realised_model_sparsity. Bytes fall in proportion to the weights that a token does without. Raises
+    CatsError where the dense model is not among them.
+    """
+    dense = rows.bytes_per_token[rows.rule == criteria.DENSE]
+    if dense.empty:
+        raise CatsError(
+            "The bytes of sparse rows are told from dense ones: evaluate the dense model as well."
+        )
+    whole = float(dense.iloc[0])
+    saved = (whole - rows.bytes_per_token) * rows.realised_model_sparsity / rows.model_sparsity
+    return whole - saved.where(rows.model_sparsity > 0, 0.0)
+
+
+def front(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
+    """Whether each point is Pareto-optimal: no other has at most its cost and its loss, and less of one."""
+    points = list(zip(cost, loss, strict=True))
+    return [not any(_beats(other, point) for other in points) for point in points]
+
+
+def ranks(rows: pd.DataFrame, column: str, *, best: str = "least") -> pd.DataFrame:
+    """For each level of model-level sparsity a row: level, rules (how many), best, best_value, cats (its
+    value, None where it is absent), place (of CATS, 1 for the best) and ahead (rules that beat it, in order).
+
+    `rows`: rule, level and `column`; `best` "least" or "most" of it.
+    """
+    found = []
+    for level, part in rows.dropna(subset=[column]).groupby("level"):
+        ordered = part.sort_values(column, ascending=best == "least", kind="stable")
+        names = ordered.rule.tolist()
+        place = names.index("cats") if "cats" in names else None
+        found.append(
+            {
+                "level": level,
+                "rules": len(names),
+                "best": names[0],
+                "best_value": float(ordered[column].iloc[0]),
+                "cats": None if place is None else float(ordered[column].iloc[place]),
+                "place": None if place is None else place + 1,
+                "ahead": [] if place is None else names[:place],
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def verdict(rank, unit: str) -> str:
+    """One row of `ranks` as a sentence."""
+    at = f"At {rank.level:.0%}"
+    first = f"{rank.best} is best of {rank.rules} rules ({rank.best_value:+.3f} {unit})"
+    if rank.place is None or pd.isna(rank.place) or rank.place == 1:
+        return f"{at}, {first}."
+    return f"{at}, {first}; CATS is number {int(rank.place)} ({rank.cats:+.3f} {unit})."
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    return other != point and other[0] <= point[0] and other[1] <= point[1]
