@@ -95,10 +95,10 @@ def _local(name: str, split: str, field: str) -> tuple[list[str], dict]:
         )
     if split not in SPLITS:
         raise CatsError(f"The corpus {name} has no split {split!r}: use one of {', '.join(SPLITS)}.")
-    return [text for key, text in keyed if split in ("all", _split_of(key))], extra
+    return [text for key, text in keyed if split in ("all", part_of(key))], extra
 
 
-def _split_of(key: str) -> str:
+def part_of(key: str) -> str:
     """A quarter of the documents are "test", by a hash of the key alone."""
     return "test" if hashlib.sha256(f"cats:{key}".encode()).digest()[0] < 64 else "train"
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import evaluation_toys
+import pandas as pd
 import peft
 import pytest
 import torch
@@ -20,8 +21,8 @@ from transformers import AutoModelForCausalLM
 import cats_cli
 from cats import activation, corpora, criteria, package_docs, paths, records, sparsify
 from cats.errors import CatsError
-from cats.finetuning import Recipe, finetune, fused, learned, load, measure, plan, save
-from cats.finetuning.adapt import Teacher, adapt, apply
+from cats.finetuning import Recipe, finetune, fused, learned, load, measure, plan, save, table
+from cats.finetuning.adapt import Teacher, adapt, apply, trained_parameters
 from cats.finetuning.data import Example, _row, collate, examples
 from cats.finetuning.grid import Grid, last_checkpoint
 from cats.finetuning.trainer import CatsTrainer, arguments
@@ -351,6 +352,19 @@ def test_instructions_are_scored_by_the_answer_that_the_model_prefers(loaded, fi
     assert curve(outcome)[-1] < curve(outcome)[0] / 2
 
 
+def test_a_mirror_with_one_split_is_cut_and_questions_on_one_passage_stay_together(tmp_path):
+    folder = tmp_path / "boolq"
+    folder.mkdir()
+    rows = [{"passage": f"P{n // 3}.", "question": f"is {n} even", "label": n % 2} for n in range(60)]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [examples("task:boolq", split, str(tmp_path)) for split in ("train", "validation")]
+    (train, about), (held, _) = parts
+    passages = [{each.prompt.split(".")[1] for each in found} for found, _ in parts]
+    assert len(train) + len(held) == 60 and not passages[0] & passages[1] and len(train) > len(held) > 0
+    assert about["split"] == "validation, its train part"
+    assert {each.response for each in train} == {"yes", "no"}
+
+
 def test_thresholds_are_estimated_once_more(run):
     outcome = run(**CATS, lr=0.05, recalibrate=1024)
     drift = outcome.after["threshold_drift"]
@@ -406,6 +420,12 @@ def test_training_masks_in_one_pass_and_measures_as_the_mlp_does(run, monkeypatc
     outcome = run(**CATS, recalibrate=512)
     assert calls == {True: 6 * 2 * 2, False: 0}  # steps, passes, layers
     assert all(module.combine is None for module in cats_mlps(outcome.model))
+
+
+def test_the_parameters_of_lora_are_counted_from_the_geometry(loaded):
+    trained, own = trained_parameters("random:smollm2-135m-instruct", Recipe(lora_r=8))
+    widths = (576, 576), (576, 192), (576, 1536), (576, 1536), (1536, 576)  # q, v, gate, up, down
+    assert trained == 30 * 8 * sum(map(sum, widths)) and own == 134_515_008
 
 
 # --- what recovers
@@ -520,7 +540,44 @@ def test_thresholds_may_be_those_of_the_instructions(here, files, capsys):
     )
     assert cats_cli.main(["finetune", "--plan", "plan.yml"]) == 0
     rows = records.read("finetuning", folder=here / "runs").rows
-    assert rows.accuracy.between(0, 1).all() and len(rows) == 2
+    assert rows.accuracy.between(0, 1).all() and rows.indomain_accuracy.between(0, 1).all() and len(rows) == 2
+    assert rows.delta_acc.isna().all()  # there is no dense run to compare with
+
+
+def test_the_checkpoint_kept_is_the_first_best_one_and_the_reference_sign_keeps_the_worst():
+    curve = pd.DataFrame({"step": [0, 1, 2, 3, 4], "indomain_accuracy": [0.1, 0.7, 0.6, 0.9, 0.9]})
+    assert table.kept(curve) == 3 and table.kept(curve, reference_sign=True) == 2
+
+
+def test_accuracy_is_compared_with_the_dense_run_row_by_row():
+    points = {"dense": [1, 1, 0, 0], "cats": [1, 0, 0, 0]}
+    done = [
+        (Recipe(rule=rule, sparsity=0.5 if rule == "cats" else None), found)
+        for rule, right in points.items()
+        for found in [{"after": {}, "points": [answered(right)]}]
+    ]
+    first, second = table.rows("toy", done)
+    assert first["delta_acc"] == 0 and second["delta_acc"] == -0.25 and second["delta_nll"] == 0
+    assert second["delta_acc_low"] <= -0.25 <= second["delta_acc_high"]
+
+
+def answered(right: list[int]) -> dict:
+    rows = [[2.0, 1, each] for each in right]
+    known = {"heldout_nll": 2.0, "indomain_nll": 2.0, "train_loss": None, "rows_trained": 0}
+    return known | {"step": 0, "heldout_accuracy": sum(right) / len(right), "heldout_rows": rows}
+
+
+def test_what_a_step_took_is_held_against_the_dense_run_of_its_seed():
+    runs = [
+        {"method": "cats 0.5", "seed": 1, "step_s": 3.0, "peak_memory_gb": 12.0},
+        {"method": "dense", "seed": 0, "step_s": 2.0, "peak_memory_gb": 10.0},
+        {"method": "dense", "seed": 1, "step_s": 4.0},
+        {"method": "cats 0.5", "seed": 7, "step_s": 3.0},
+        {"method": "cats 0.7", "seed": 0},
+    ]
+    found = table.costs(runs)
+    assert [row["time_ratio"] for row in found] == [0.75, 1.0, 1.0, 1.5, None]
+    assert [row["memory_ratio"] for row in found] == [None, 1.0, None, None, None]
 
 
 COMMAND = "finetune --model toy --train train.txt --heldout other.txt --heldout-rows 6 --sequence-length 32"

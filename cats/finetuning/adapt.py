@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from cats import criteria
+from cats import criteria, models
 from cats.config import CatsConfig
 from cats.criteria import Fit
 from cats.errors import CatsError
@@ -58,6 +59,15 @@ def adapt(model: nn.Module, recipe: Recipe) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for what Transformers has renamed
         return get_peft_model(model, config)
+
+
+def trained_parameters(name: str, recipe: Recipe) -> tuple[int, int]:
+    """Parameters that the recipe trains in a model of any name, and the model's own, from its geometry."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(models.config(name))
+        own = sum(parameter.numel() for parameter in model.parameters())
+        model = adapt(model, recipe)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad), own
 
 
 class Teacher:

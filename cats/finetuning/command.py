@@ -3,7 +3,6 @@
 from argparse import Namespace
 from pathlib import Path
 
-from cats import paths
 from cats.crew import join
 from cats.errors import CatsError
 from cats.finetuning import compare, plan
@@ -42,13 +41,8 @@ def _wanted(given: Namespace) -> list[plan.Comparison]:
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
     values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}
     values["save_every"] = max(5, given.steps // 20)
-    values |= _calibration(given)
+    if given.thresholds:
+        values["thresholds"] = given.thresholds
+    else:
+        values |= plan.shipped_thresholds(given.model, tokens=8192)
     return [plan.comparison(values, "the command line")]
-
-
-def _calibration(given: Namespace) -> dict:
-    """The thresholds named, or shipped for the model; else a calibration of some seconds."""
-    shipped = paths.THRESHOLDS / f"{given.model}.json"
-    if given.thresholds or shipped.is_file():
-        return {"thresholds": given.thresholds or str(shipped)}
-    return {"calibration": {"tokens": 8192}}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from cats import corpora, criteria, models
+from cats import corpora, criteria, models, records
 from cats.crew import Crew
 from cats.errors import CatsError
 from cats.finetuning import data, measure, table
@@ -51,6 +51,14 @@ def execute(
             print(*table.ends(table.rows(each.model, done), runs), f"Wrote {path}", sep="\n")
             stamp.touch()
     return complete
+
+
+def here(each: Comparison, folder: Path) -> records.Record:
+    """Run one comparison now, to its end, and return its record, in `folder`: the live half of a chapter."""
+    started = time.time()
+    done, info = _run_all(each, folder / each.record, Crew(0, 1, each.device), None)
+    table.record(each, done, info, started, folder)
+    return records.read("finetuning", folder=folder, slug=each.record)
 
 
 def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None) -> tuple[list, dict]:

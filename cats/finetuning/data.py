@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from string import Formatter
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ _TASKS = {
     "sst2": ("Is the sentiment of this sentence positive?", "{sentence}", "label"),
     "boolq": ("Answer the question from the passage.", "{passage} {question}?", "label"),
     "cola": ("Is this sentence grammatical?", "{sentence}", "label"),
+    "piqa": ("Is the second way the better one?", "{goal} First: {sol1} Second: {sol2}", "label"),
 }
 ANSWERS = ("no", "yes")
 _PIECES = 64
@@ -83,10 +85,11 @@ def load(
 ) -> TrainingText:
     """`rows` rows of `name` to train on and at most `heldout_rows` each to measure on.
 
-    Names: a corpus of `cats.corpora`, or instructions: "task:sst2", "task:boolq", "task:cola" from mirrors in
-    `data_dir`, or a .jsonl file with "instructions" in its name and the fields `prompt` and `response`. Rows
-    depend on `seed` alone, not on how many are taken: a longer run begins as a shorter one. Raises CatsError
-    for unknown names, mixed forms, too little text, and a held-out text that is the training text.
+    Names: a corpus of `cats.corpora`, or instructions: "task:sst2", "task:boolq", "task:cola", "task:piqa"
+    from mirrors in `data_dir`, or a .jsonl file with "instructions" in its name and the fields `prompt` and
+    `response`. Rows depend on `seed` alone, not on how many are taken: a longer run begins as a shorter one.
+    Raises CatsError for unknown names, mixed forms, too little text, and a held-out text that is the training
+    text.
     """
     instructions = is_instructions(name)
     if instructions != is_instructions(heldout):
@@ -200,12 +203,19 @@ def _task(task: str, split: str, data_dir: str | None) -> tuple[list[Example], d
     if folder is None:
         raise CatsError(f"There is no mirror of {task}: name its folder with --data-dir or CATS_EVAL_DATA.")
     splits, digests = read_splits(folder)
-    if split not in splits:
+    cut = set(splits) == {"validation"}  # a mirror without a train split gives up three quarters of it
+    if split not in splits and not cut:
         raise CatsError(f"The mirror of {task} has no {split} split (it has {', '.join(splits)}).")
     instruction, text, label = _TASKS[task]
+    rows = splits["validation" if cut else split].to_list()
+    if cut:
+        wanted = "test" if split == "validation" else "train"
+        shared = next(field for _, field, *_ in Formatter().parse(text))  # what several questions are about
+        rows = [row for row in rows if corpora.part_of(row[shared]) == wanted]
+        split = f"validation, its {wanted} part"
     found = [
         Example(TEMPLATE.format(instruction=instruction, text=text.format(**row)), ANSWERS[int(row[label])])
-        for row in splits[split].to_list()
+        for row in rows
     ]
     return found, _about(task, split, found, {"files": digests})
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cats import corpora, models, plan_files
+from cats import corpora, models, paths, plan_files
 from cats.accounting import account
 from cats.errors import CatsError
 from cats.finetuning import data, measure
@@ -74,6 +74,12 @@ def comparison(given: dict, where: str) -> Comparison:
         for rule, level in _levels(method, where)
     ]
     return Comparison(recipes=recipes, **{key: given[key] for key in own & set(given)})
+
+
+def shipped_thresholds(model: str, *, tokens: int) -> dict:
+    """`thresholds`, those shipped for a model, or `calibration` on as many tokens of the default text."""
+    shipped = paths.THRESHOLDS / f"{model}.json"
+    return {"thresholds": str(shipped)} if shipped.is_file() else {"calibration": {"tokens": tokens}}
 
 
 def _levels(method: str | dict, where: str) -> list[tuple[str, float | None]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cats import criteria, evaluation, records
+from cats import criteria, evaluation, pairs, records
 from cats.finetuning.plan import Comparison
 from cats.finetuning.recipe import Recipe
 
@@ -35,7 +35,8 @@ def record(each: Comparison, done: list, info: dict, started: float, folder: Pat
 def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
     """Tidy rows of finished runs; `delta_nll` is held-out loss minus the dense run's of that seed and step.
 
-    Its interval is a paired bootstrap over held-out rows. A row with `method` "… recalibrated" has the
+    Its interval is a paired bootstrap over held-out rows, as is that of `delta_acc` where there are answers.
+    A row with `method` "… recalibrated" has the
     thresholds that were estimated once more after training.
     """
     dense = {
@@ -51,10 +52,12 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
             last = {**found["after"]["recalibrated"], "step": recipe.steps}
             points.append((f"{recipe.method} recalibrated", last))
         for method, point in points:
-            delta = {"delta_nll": None, "delta_low": None, "delta_high": None}
+            delta = {key: None for key in ("delta_nll", "delta_low", "delta_high")}
+            delta |= {key: None for key in ("delta_acc", "delta_acc_low", "delta_acc_high")}
             base = dense.get((recipe.seed, point["step"]))
             if base and len(base["heldout_rows"]) > 1:
-                delta = evaluation.paired_interval(_scores(base), _scores(point))
+                delta |= evaluation.paired_interval(_scores(base), _scores(point))
+                delta |= _accuracy_difference(base, point)
             realised = point.get("heldout_realised")
             table.append(
                 {
@@ -71,6 +74,7 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
                     "realised_by_layer": realised,
                     "indomain_realised_by_layer": point.get("indomain_realised"),
                     "accuracy": point.get("heldout_accuracy"),
+                    "indomain_accuracy": point.get("indomain_accuracy"),
                     "train_loss": point["train_loss"],
                     "rows_trained": point["rows_trained"],
                     **delta,
@@ -108,7 +112,7 @@ def costs(runs: Sequence[dict]) -> list[dict]:
     method, seed, step_s (median), peak_memory_gb (of a GPU), and both over those of the dense run of that
     seed, or of the first dense run: time_ratio, memory_ratio; None where it was not measured.
     """
-    dense = {run["seed"]: run for run in reversed(runs) if run["method"] == criteria.DENSE}
+    dense = {run["seed"]: run for run in runs if run["method"] == criteria.DENSE}
     table = []
     for run in runs:
         base = dense.get(run["seed"]) or next(iter(dense.values()), {})
@@ -120,8 +124,26 @@ def costs(runs: Sequence[dict]) -> list[dict]:
     return table
 
 
+def kept(curve: pd.DataFrame, *, reference_sign: bool = False) -> int:
+    """The step whose checkpoint a run by accuracy keeps, from the rows of one curve: the first best one.
+
+    With `reference_sign` that of the reference code, which takes the smallest accuracy for the best.
+    """
+    trained = curve[curve.step > 0].sort_values("step")
+    best = trained.indomain_accuracy.min() if reference_sign else trained.indomain_accuracy.max()
+    return int(trained[trained.indomain_accuracy == best].step.iloc[0])
+
+
+def _accuracy_difference(base: dict, point: dict) -> dict:
+    first, second = ([row[2] for row in each["heldout_rows"] if len(row) > 2] for each in (base, point))
+    if not first:
+        return {}
+    found = pairs.difference(first, second)
+    return {"delta_acc": found["delta"], "delta_acc_low": found["low"], "delta_acc_high": found["high"]}
+
+
 def _scores(point: dict) -> pd.DataFrame:
-    table = pd.DataFrame(point["heldout_rows"], columns=["nll_nats", "tokens"])
+    table = pd.DataFrame([row[:2] for row in point["heldout_rows"]], columns=["nll_nats", "tokens"])
     return table.assign(document=range(len(table)), tokens=table.tokens.astype(int))
 
 

@@ -77,8 +77,9 @@ class CatsTrainer(Trainer):
 
     Every measurement is made at the target sparsity, with the thresholds that the run would end with.
     In `state.log_history`, for `prefix` "eval_heldout" and "eval_indomain": `<prefix>_nll`, nats a token;
-    `<prefix>_rows` [N, 2], summed nats and targets of each row; `<prefix>_realised` [L], the share zeroed;
-    `<prefix>_accuracy` where there are answers; and "zero_shot" where that is set. Raises CatsError at a loss
+    `<prefix>_rows` [N, 2], summed nats and targets of each row, and where there are answers whether its own
+    is right [N, 3]; `<prefix>_realised` [L], the share zeroed; `<prefix>_accuracy` where there are answers;
+    and "zero_shot" where that is set. Raises CatsError at a loss
     that is not finite, before it reaches the weights.
     """
 
@@ -180,7 +181,7 @@ class CatsTrainer(Trainer):
             finally:
                 self._resume()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        known = {"rows": self._rows[:, :2].tolist()}
+        known = {"rows": self._rows[:, : 3 if self.text.answers else 2].tolist()}
         if self._rows.shape[1] > 4:
             known["realised"] = (self._rows[:, 4:].sum(0) / self._rows[:, 3].sum()).tolist()
         self.state.log_history[-1] |= {f"{metric_key_prefix}_{key}": value for key, value in known.items()}
