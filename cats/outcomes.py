@@ -1,7 +1,6 @@
 """What one model, under one rule and policy, scored on one task: metrics and every document's score,
 compactly."""
 
-import base64
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cats.errors import CatsError
+from cats.packing import pack, unpack
 from cats.tasks import LoadedTask
 from cats.thresholds import write_atomically
 
@@ -104,22 +104,6 @@ def summarise(scores: dict[str, np.ndarray]) -> dict[str, float]:
         else:
             metrics |= {name: float(values.mean()), f"{name}_se": _standard_error(values)}
     return metrics
-
-
-def pack(values: np.ndarray) -> dict:
-    """Scores as JSON: bits in base64 for zeros and ones (a tenth of a byte a digit), else rounded numbers."""
-    if values.ndim == 1 and np.isin(values, (0, 1)).all():
-        bits = base64.b64encode(np.packbits(values.astype(bool)).tobytes()).decode()
-        return {"bits": bits, "count": len(values)}
-    return {"values": np.round(values, 5).tolist()}
-
-
-def unpack(packed: dict) -> np.ndarray:
-    """The scores that `pack` wrote."""
-    if "values" in packed:
-        return np.asarray(packed["values"], dtype=float)
-    bits = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
-    return np.unpackbits(bits)[: packed["count"]].astype(float)
 
 
 def _ratio(name: str, logs: np.ndarray, units: np.ndarray) -> dict[str, float]:

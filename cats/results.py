@@ -9,7 +9,8 @@ import pandas as pd
 from cats import criteria, records
 from cats.errors import CatsError
 from cats.evaluation import paired_interval
-from cats.outcomes import Outcome, pack
+from cats.outcomes import Outcome
+from cats.packing import pack
 from cats.pairs import difference, mean_difference
 from cats.task_list import PAPER, TASKS
 
@@ -41,7 +42,7 @@ def record(
 ) -> list[Path]:
     """Write a record of each experiment that the outcomes belong to; returns their paths.
 
-    The score of every document is in the rows as `correct` (see `cats.outcomes.pack`). Raises CatsError
+    The score of every document is in the rows as `correct` (see `cats.packing.pack`). Raises CatsError
     where the outcomes are of several models.
     """
     if len({each.model["id"] for each in outcomes}) > 1:

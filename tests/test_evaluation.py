@@ -13,7 +13,7 @@ from evaluation_toys import LENGTH, loaded, mirrors, tokenizer
 from lm_eval.models.huggingface import HFLM
 
 import cats_cli
-from cats import criteria, memory, models, outcomes, pairs, plans, results, tasks
+from cats import criteria, memory, models, outcomes, packing, pairs, plans, results, tasks
 from cats import mirrors as reading
 from cats.configuration import Calibration, Configuration, configurations
 from cats.errors import CatsError
@@ -301,8 +301,8 @@ def test_scores_pack_and_unpack():
     bits = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1.0])
     numbers = np.array([[-3.25, 4], [-1.5, 2]])
     for values in (bits, numbers):
-        np.testing.assert_array_equal(outcomes.unpack(json.loads(json.dumps(outcomes.pack(values)))), values)
-    assert len(outcomes.pack(np.ones(8000))["bits"]) < 1400
+        np.testing.assert_array_equal(packing.unpack(json.loads(json.dumps(packing.pack(values)))), values)
+    assert len(packing.pack(np.ones(8000))["bits"]) < 1400
 
 
 def test_summaries_by_hand():
@@ -387,7 +387,7 @@ def test_tables_and_records_hold_targets_and_pairs(folder, tmp_path):
     assert [path.name.split("-")[0] for path in written] == ["generation", "perplexity", "zero_shot"]
     again = json.loads(written[2].read_text())
     bits = next(row["correct"] for row in again["rows"] if row["task"] == "piqa" and row["rule"] == "dense")
-    np.testing.assert_array_equal(outcomes.unpack(bits), dense.scores["acc"])
+    np.testing.assert_array_equal(packing.unpack(bits), dense.scores["acc"])
     assert {each["task"] for each in again["data"]["tasks"]} == {"piqa", "arc_easy"}
 
 

@@ -1,0 +1,164 @@
+"""One text's thresholds on another text, in reading order: the sparsity that arrives and what it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from cats.criteria import Fit
+from cats.evaluation import document_nll, paired_interval
+from cats.masking import Masking
+
+
+@dataclass
+class Reading:
+    """What a model did on documents, one call each, in their order.
+
+    `scores`: document, tokens, nll_nats (as `cats.evaluation.document_nll`); `realised` [D, L]: share of
+    gate activations zeroed in each document and layer, None for a dense model.
+    """
+
+    scores: pd.DataFrame
+    realised: torch.Tensor | None
+
+    @property
+    def overall(self) -> float:
+        """Realised gate sparsity over all tokens, layers alike."""
+        weights = torch.tensor(self.scores.tokens.tolist(), dtype=torch.float64)
+        return float((self.realised.mean(1) * weights).sum() / weights.sum())
+
+
+def read(
+    model,
+    tokenizer,
+    documents: Sequence[str],
+    *,
+    fit: Fit | None = None,
+    sparsity: float | None = None,
+    tokens: int | None = None,
+    max_length: int = 1024,
+) -> Reading:
+    """Score the beginnings of `documents`, `tokens` each, one after the other; dense without a `fit`.
+
+    Every token is masked, the paper's policy. A fit that steers does so between two documents, from one to
+    the next. The model is dense afterwards. Raises CatsError as `document_nll` and `fit.apply` do.
+    """
+    if fit is not None:
+        fit.apply(model, sparsity)
+    steer = None if fit is None else fit.steer(sparsity)
+    scores, realised = [], []
+    try:
+        with Masking(model, steer=steer) as masking:
+            for number, text in enumerate(documents):
+                masking.reset()
+                row = document_nll(
+                    model,
+                    tokenizer,
+                    [text],
+                    max_length=max_length,
+                    tokens_per_document=tokens,
+                    progress=False,
+                )
+                scores.append(row.assign(document=number))
+                if fit is not None:
+                    realised.append(torch.tensor(masking.realised()["prefill"]["by_layer"]))
+    finally:
+        if fit is not None:
+            fit.undo(model)
+    return Reading(pd.concat(scores, ignore_index=True), torch.stack(realised).double() if realised else None)
+
+
+def row(reading: Reading, dense: Reading, **columns) -> dict:
+    """A line of the chapter's tables: `columns`, the realised sparsity, its drift from gate_sparsity, and
+    delta_nll, delta_low, delta_high to `dense` over the same documents.
+    """
+    realised = reading.overall
+    return {
+        **columns,
+        "realised_sparsity": realised,
+        "drift": realised - columns["gate_sparsity"],
+        **paired_interval(dense.scores, reading.scores),
+    }
+
+
+def from_records(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """Recorded rows of a transfer as those of the live half: calibrated, evaluated, drift and label added.
+
+    `prefix`: of the records' names, which end with the text that was calibrated on.
+    """
+    if not len(rows):
+        return rows
+    rows = rows[rows.rule != "dense"]
+    rows = rows.assign(
+        calibrated=rows.record.str.removeprefix(prefix),
+        evaluated=rows["corpus"] if "corpus" in rows else rows["task"],
+        drift=rows.realised_sparsity - rows.gate_sparsity,
+    )
+    return rows.assign(label=rows.apply(label, axis=1))
+
+
+def in_order(reading: Reading, line: dict) -> pd.DataFrame:
+    """The drift of each document in reading order, for `cats.plots.transfer.in_order`; `line` as of `row`."""
+    return pd.DataFrame(
+        {
+            "evaluated": line["evaluated"],
+            "label": label(line),
+            "gate_sparsity": line["gate_sparsity"],
+            "document": reading.scores.document,
+            "drift": reading.realised.mean(1).numpy() - line["gate_sparsity"],
+        }
+    )
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Live or recorded rows as a page shows them: what was realised, and the difference to dense."""
+    accuracy = "delta_acc" in rows
+    scale, form, name = (
+        (100, "{:+.1f} [{:+.1f}, {:+.1f}]", "accuracy − dense, points [95 %]")
+        if accuracy
+        else (1, "{:+.3f} [{:+.3f}, {:+.3f}]", "loss − dense, nats [95 %]")
+    )
+    value = "delta_acc" if accuracy else "delta_nll"
+    deltas = zip(rows[value], rows.delta_low, rows.delta_high, strict=True)
+    return pd.DataFrame(
+        {
+            "evaluated on": rows.evaluated,
+            "thresholds": rows.apply(label, axis=1),
+            "target": rows.gate_sparsity,
+            "realised": rows.realised_sparsity,
+            "drift, points": 100 * rows.drift,
+            name: [
+                None if pd.isna(each[0]) else form.format(*(scale * part for part in each)) for each in deltas
+            ],
+        }
+    )
+
+
+def words(rows: pd.DataFrame) -> str:
+    """What recorded tasks say of the choice of text, in a sentence or two; `rows` of `from_records`."""
+    if not len(rows):
+        return "No run of these thresholds on tasks is recorded yet."
+    sentences = []
+    for level, part in rows.groupby("gate_sparsity"):
+        fixed = part[part.rule == "cats"]
+        means = fixed.groupby("calibrated", sort=False).agg({"drift": ["min", "max"], "delta_acc": "mean"})
+        each = [
+            f"from {text} drift by {100 * line['drift', 'min']:+.1f} to {100 * line['drift', 'max']:+.1f} "
+            f"points and change the mean accuracy by {100 * line['delta_acc', 'mean']:+.1f} points"
+            for text, line in means.iterrows()
+        ]
+        online = part[part.rule == "online"]
+        follow = ""
+        if len(online):
+            follow = (
+                f"; corrected online they drift by at most {100 * online.drift.abs().max():.1f} points "
+                f"and change it by {100 * online.delta_acc.mean():+.1f}"
+            )
+        sentences.append(f"At {level:.0%}, fixed thresholds {', those '.join(each)}{follow}.")
+    return " ".join(sentences)
+
+
+def label(row) -> str:
+    """What a line is called: its calibration text, and whether its thresholds are fixed or follow."""
+    return f"from {row['calibrated']}, {'corrected online' if row['rule'] == 'online' else 'fixed'}"
