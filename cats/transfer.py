@@ -23,10 +23,10 @@ class Reading:
     realised: torch.Tensor | None
 
     @property
-    def overall(self) -> float:
-        """Realised gate sparsity over all tokens, layers alike."""
+    def by_layer(self) -> torch.Tensor:
+        """Realised gate sparsity [L] over all tokens, fp64."""
         weights = torch.tensor(self.scores.tokens.tolist(), dtype=torch.float64)
-        return float((self.realised.mean(1) * weights).sum() / weights.sum())
+        return weights @ self.realised / weights.sum()
 
 
 def read(
@@ -70,14 +70,15 @@ def read(
 
 
 def row(reading: Reading, dense: Reading, **columns) -> dict:
-    """A line of the chapter's tables: `columns`, the realised sparsity, its drift from gate_sparsity, and
-    delta_nll, delta_low, delta_high to `dense` over the same documents.
+    """A line of the chapter's tables: `columns`, the realised sparsity, its drift from gate_sparsity and that
+    of the layer that is farthest off, and delta_nll, delta_low, delta_high to `dense` on the same documents.
     """
-    realised = reading.overall
+    drift = reading.by_layer - columns["gate_sparsity"]
     return {
         **columns,
-        "realised_sparsity": realised,
-        "drift": realised - columns["gate_sparsity"],
+        "realised_sparsity": float(reading.by_layer.mean()),
+        "drift": float(drift.mean()),
+        "worst_layer": float(drift[drift.abs().argmax()]),
         **paired_interval(dense.scores, reading.scores),
     }
 
@@ -98,15 +99,16 @@ def from_records(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
     return rows.assign(label=rows.apply(label, axis=1))
 
 
-def in_order(reading: Reading, line: dict) -> pd.DataFrame:
-    """The drift of each document in reading order, for `cats.plots.transfer.in_order`; `line` as of `row`."""
+def by_layer(reading: Reading, line: dict) -> pd.DataFrame:
+    """The drift of each layer over all documents, for `cats.plots.transfer.by_layer`; `line` as of `row`."""
+    drift = reading.by_layer - line["gate_sparsity"]
     return pd.DataFrame(
         {
             "evaluated": line["evaluated"],
             "label": label(line),
             "gate_sparsity": line["gate_sparsity"],
-            "document": reading.scores.document,
-            "drift": reading.realised.mean(1).numpy() - line["gate_sparsity"],
+            "layer": range(len(drift)),
+            "drift": drift.numpy(),
         }
     )
 
@@ -128,6 +130,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "target": rows.gate_sparsity,
             "realised": rows.realised_sparsity,
             "drift, points": 100 * rows.drift,
+            **({"worst layer": 100 * rows.worst_layer} if "worst_layer" in rows else {}),
             name: [
                 None if pd.isna(each[0]) else form.format(*(scale * part for part in each)) for each in deltas
             ],

@@ -109,11 +109,16 @@ def test_reading_in_order_is_document_nll_and_counts_what_is_zeroed(model, thres
     restore(model)
     pd.testing.assert_frame_equal(found.scores, again, rtol=1e-4)
     assert found.realised.shape == (len(DOCUMENTS), 3)
-    assert found.overall == pytest.approx(meter.overall, abs=1e-4)
+    torch.testing.assert_close(found.by_layer, meter.by_layer, atol=1e-4, rtol=0)
     row = transfer.row(found, dense, gate_sparsity=0.5, calibrated="a", evaluated="b", rule="cats")
     rise = (again.nll_nats.sum() - expected.nll_nats.sum()) / expected.tokens.sum()
     assert row["delta_nll"] == pytest.approx(rise, rel=1e-4)
-    assert row["drift"] == pytest.approx(found.overall - 0.5)
+    drifts = meter.by_layer - 0.5
+    assert row["drift"] == pytest.approx(meter.overall - 0.5, abs=1e-4)
+    assert abs(row["worst_layer"]) == pytest.approx(float(drifts.abs().max()), abs=1e-4)
+    layers = transfer.by_layer(found, row)
+    assert layers.drift.tolist() == pytest.approx(drifts.tolist(), abs=1e-4)
+    assert layers.label.unique().tolist() == ["from a, fixed"]
 
 
 def test_thresholds_that_are_corrected_come_nearer_to_the_target(model, thresholds):
@@ -233,12 +238,12 @@ def test_figures_of_live_texts_have_a_line_each():
     assert len(figure.axes[0].lines) == 2 and {"CATS 3", "CATS 4"} <= texts(figure)
     lines = pd.DataFrame(
         [
-            {"evaluated": text, "label": label, "document": n, "drift": 0.01 * n}
+            {"evaluated": text, "label": label, "layer": n, "drift": 0.01 * n}
             for text in ("one", "two")
             for label in ("from one, fixed", "from one, corrected online")
             for n in range(3)
         ]
     )
-    figure = transfer_plots.in_order(lines)
+    figure = transfer_plots.by_layer(lines)
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]
     assert list(figure.axes[1].lines[0].get_ydata()) == pytest.approx([0, 1, 2])

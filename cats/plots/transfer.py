@@ -1,4 +1,4 @@
-"""Figures of the chapter on calibration transfer: the drift as a text is read, and what it comes to."""
+"""Figures of the chapter on calibration transfer: the drift of each layer, and what it comes to."""
 
 from collections.abc import Mapping
 
@@ -10,23 +10,23 @@ from matplotlib.ticker import MaxNLocator
 from cats import plots
 
 
-def in_order(lines: pd.DataFrame) -> Figure:
-    """Realised minus target sparsity of each document in reading order, a panel for each evaluated text.
+def by_layer(lines: pd.DataFrame) -> Figure:
+    """Realised minus target sparsity of each layer, a panel for each evaluated text and a line each label.
 
-    `lines`: evaluated, label, document (0, 1, …), drift (a fraction, mean over layers).
+    `lines`: evaluated, label, layer, drift (a fraction).
     """
     names = list(dict.fromkeys(lines.evaluated))
     labels = list(dict.fromkeys(lines.label))
-    figure, panels = plots.figure(3.9, ncols=len(names), sharey=True, squeeze=False)
-    for axes, name in zip(panels[0], names, strict=True):
+    figure, panels = plots.figure(2.2 * len(names) + 0.9, nrows=len(names), sharex=True, squeeze=False)
+    for axes, name in zip(panels[:, 0], names, strict=True):
         for number, label in enumerate(labels):
             part = lines[(lines.evaluated == name) & (lines.label == label)]
-            axes.plot(part.document + 1, 100 * part.drift, label=label, markersize=4, **plots.style(number))
+            axes.plot(part.layer, 100 * part.drift, label=label, **plots.style(number) | {"markersize": 3})
         axes.axhline(0, color=plots.GREY, linewidth=1.2)
-        axes.set_title(f"read: {name}", loc="left")
-        axes.set_xlabel("document, in order")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    panels[0, 0].set_ylabel("realised − target,\npercentage points")
+        axes.set_title(f"on {name}", loc="left")
+        axes.set_ylabel("realised − target,\npoints")
+    panels[-1, 0].set_xlabel("layer")
+    panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
     return figure
