@@ -10,16 +10,21 @@ _QUANTITY = "nll_nats (reported as perplexity)"
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of one text as a page shows it: a line each rule and sparsity, a column each record.
 
-    Dense as "nats (perplexity)", the others as "rise [95 %]" in nats.
+    Of dense the loss and its perplexity, of the others the "rise [95 %]" in nats.
     """
     lines: dict[str, dict] = {}
+
+    def put(name: str, row, text: str) -> None:
+        lines.setdefault(name, {"nats a token": name})[row.record] = text
+
     for _, row in rows.iterrows():
-        line = lines.setdefault(recorded.label(row), {"loss, nats": recorded.label(row)})
         if row.rule == "dense":
-            line[row.record] = f"{row.nll_nats:.3f} (perplexity {row.perplexity:.2f})"
+            put("dense", row, f"{row.nll_nats:.3f}")
+            put("dense, as perplexity", row, f"{row.perplexity:.2f}")
         elif not pd.isna(row.delta_nll):
-            line[row.record] = f"{row.delta_nll:+.3f} [{row.delta_low:+.3f}, {row.delta_high:+.3f}]"
-    names = ["loss, nats", *dict.fromkeys(rows.record)]
+            rise = f"{row.delta_nll:+.3f} [{row.delta_low:+.3f}, {row.delta_high:+.3f}]"
+            put(recorded.label(row), row, rise)
+    names = ["nats a token", *dict.fromkeys(rows.record)]
     return pd.DataFrame(list(lines.values())).reindex(columns=names)
 
 

@@ -8,7 +8,7 @@ from cats import paper, recorded
 from cats.packing import unpack
 from cats.pairs import difference
 
-EVERYWHERE, DECODE_ONLY = "prompt masked too", "decode only"
+EVERYWHERE, DECODE_ONLY = "all tokens", "decode only"
 
 
 def where(row) -> str:
@@ -18,14 +18,18 @@ def where(row) -> str:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the experiment `generation` as a page shows them, a line each; dense once for each model."""
+    """Rows of the experiment `generation` as a page shows them, a line each; dense once for each model.
+
+    Solved is the share of problems with an exact match and its standard error; gained and lost are problems
+    that only the sparse, and only the dense model solves.
+    """
     rows = rows[(rows.rule != "dense") | ~rows.duplicated(["model", "task", "rule", "exact_match"])]
     return pd.DataFrame(
         [
             {
                 "": recorded.label(row),
                 "masked": None if row.rule == "dense" else where(row),
-                "exact match ± se": f"{row.exact_match:.1%} ± {row.exact_match_se:.1%}",
+                "solved, %": f"{100 * row.exact_match:.1f} ± {100 * row.exact_match_se:.1f}",
                 "− dense [95 %]": interval(row.delta, row.delta_low, row.delta_high),
                 "gained, lost": None if pd.isna(row.delta) else f"{row.gained:.0f}, {row.lost:.0f}",
                 "realised, prompt": row.get("realised_prefill"),
@@ -107,20 +111,23 @@ def prompt_costs(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def broken(rows: pd.DataFrame, per_row: int = 1) -> pd.DataFrame:
-    """Problems that only the dense model solves: a line for each text of the first `per_row` of each row.
+def broken(rows: pd.DataFrame, problems: int = 3) -> pd.DataFrame:
+    """Problems that only the dense model solves, at most `problems` of them: a line for each text.
 
-    Columns "" (whose text) and "text"; empty where the rows keep no texts.
+    Columns "" (whose text) and "text": the question, the dense answer, and that of each CATS row with all
+    tokens masked which fails there and kept its text. Empty where the rows keep no texts.
     """
-    lines = []
+    found: dict[int, dict[str, str]] = {}
     for _, row in _compared(rows):
         examples = row.get("examples")
-        for example in examples[:per_row] if isinstance(examples, list) else ():
-            lines += [
-                {"": "question", "text": example["question"]},
-                {"": "dense", "text": example["dense"]},
-                {"": recorded.label(row), "text": example["sparse"]},
-            ]
+        if row.rule != "cats" or where(row) != EVERYWHERE or not isinstance(examples, list):
+            continue
+        for example in examples:
+            question = example["question"].removeprefix("Question:").removesuffix("Answer:")
+            texts = {"question": question, "dense": example["dense"]}
+            found.setdefault(example["document"], texts)[recorded.label(row)] = example["sparse"]
+    chosen = sorted(found.values(), key=len, reverse=True)[:problems]  # where most sparsities fail, first
+    lines = [{"": name, "text": text.strip()} for texts in chosen for name, text in texts.items()]
     return pd.DataFrame(lines, columns=["", "text"])
 
 

@@ -10,6 +10,8 @@ from cats.criteria import Fit
 from cats.evaluation import document_nll, paired_interval
 from cats.masking import Masking
 
+_KINDS = {"cats": "fixed", "online": "online"}  # by rule: what tables and figures call the thresholds
+
 
 @dataclass
 class Reading:
@@ -90,13 +92,14 @@ def from_records(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
     """
     if not len(rows):
         return rows
-    rows = rows[rows.rule != "dense"]
+    rows = rows[rows.rule.isin(list(_KINDS))]
     rows = rows.assign(
         calibrated=rows.record.str.removeprefix(prefix),
         evaluated=rows["corpus"] if "corpus" in rows else rows["task"],
         drift=rows.realised_sparsity - rows.gate_sparsity,
     )
-    return rows.assign(label=rows.apply(label, axis=1))
+    order = ["evaluated", "calibrated", "rule"]
+    return rows.assign(label=rows.apply(label, axis=1)).sort_values(order, ignore_index=True)
 
 
 def by_layer(reading: Reading, line: dict) -> pd.DataFrame:
@@ -117,20 +120,21 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Live or recorded rows as a page shows them: what was realised, and the difference to dense."""
     accuracy = "delta_acc" in rows
     scale, form, name = (
-        (100, "{:+.1f} [{:+.1f}, {:+.1f}]", "accuracy − dense, points [95 %]")
+        (100, "{:+.1f} [{:+.1f}, {:+.1f}]", "− dense, points [95 %]")
         if accuracy
-        else (1, "{:+.3f} [{:+.3f}, {:+.3f}]", "loss − dense, nats [95 %]")
+        else (1, "{:+.3f} [{:+.3f}, {:+.3f}]", "loss − dense [95 %]")
     )
     value = "delta_acc" if accuracy else "delta_nll"
+    rows = rows.sort_values(["gate_sparsity"], kind="stable")
     deltas = zip(rows[value], rows.delta_low, rows.delta_high, strict=True)
     return pd.DataFrame(
         {
-            "evaluated on": rows.evaluated,
-            "thresholds": rows.apply(label, axis=1),
+            "read": rows.evaluated,
+            "calibrated on": rows.calibrated,
+            "thresholds": rows.rule.map(_KINDS),
             "target": rows.gate_sparsity,
             "realised": rows.realised_sparsity,
-            "drift, points": 100 * rows.drift,
-            **({"worst layer": 100 * rows.worst_layer} if "worst_layer" in rows else {}),
+            **({"worst layer": rows.gate_sparsity + rows.worst_layer} if "worst_layer" in rows else {}),
             name: [
                 None if pd.isna(each[0]) else form.format(*(scale * part for part in each)) for each in deltas
             ],
@@ -163,5 +167,5 @@ def words(rows: pd.DataFrame) -> str:
 
 
 def label(row) -> str:
-    """What a line is called: its calibration text, and whether its thresholds are fixed or follow."""
-    return f"from {row['calibrated']}, {'corrected online' if row['rule'] == 'online' else 'fixed'}"
+    """What a line is called: its calibration text, and whether its thresholds are fixed or follow online."""
+    return f"from {row['calibrated']}, {_KINDS[row['rule']]}"

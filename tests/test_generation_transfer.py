@@ -1,5 +1,7 @@
 """Greedy agreement, reading in order, and what chapters draw of records: on toys, by hand where it can be."""
 
+import math
+
 import matplotlib
 import pandas as pd
 import pytest
@@ -151,8 +153,8 @@ def test_recorded_answers_are_compared_problem_by_problem():
     table = maths.table(solved())
     assert table[""].tolist() == ["dense", "CATS 50%", "CATS 70%", "CATS 50%"]
     assert table.masked.tolist()[1:] == [maths.EVERYWHERE] * 2 + [maths.DECODE_ONLY]
-    assert table["exact match ± se"].iloc[0].startswith("75.0% ± ")
-    assert table["gained, lost"].tolist()[1:] == ["0, 2", "0, 5", "0, 1"]
+    assert table["solved, %"].iloc[0].startswith("75.0 ± ")
+    assert table["gained, lost"].tolist()[1:] == ["0, 2", "0, 3", "0, 1"]
     assert table["realised, prompt"].iloc[3] == 0 and table["realised, prompt"].iloc[1] > 0.2
     costs = maths.prompt_costs(solved())
     assert costs.label.tolist() == ["CATS 50%"]
@@ -163,8 +165,9 @@ def test_recorded_answers_are_compared_problem_by_problem():
 @pytest.mark.usefixtures("held")
 def test_what_breaks_is_shown_as_both_models_wrote_it():
     broken = maths.broken(solved())
-    assert broken[""].tolist()[:3] == ["question", "dense", "CATS 50%"]
-    assert len(broken) == 3 * 3 and "4+2?" in broken.text.iloc[0]
+    assert broken[""].tolist()[:4] == ["question", "dense", "CATS 50%", "CATS 70%"]
+    assert broken.text.iloc[0].startswith("4+2?")  # the first that 50 % loses; 70 % lost it too
+    assert (broken[""] == "question").sum() == 3 and maths.broken(solved(), problems=1).shape == (4, 2)
 
 
 @pytest.mark.usefixtures("held", "themed")
@@ -174,10 +177,10 @@ def test_shares_kept_stand_beside_the_rebuttals():
     assert reported.gate_sparsity.tolist() == [0.5, 0.7, 0.9]
     assert reported.value.iloc[0] == pytest.approx(12.28 / 12.59)
     measured = points[~points.reported]
-    assert measured.value.tolist() == pytest.approx([4 / 6, 1 / 6, 5 / 6])
+    assert measured.value.tolist() == pytest.approx([4 / 6, 3 / 6, 5 / 6])
     assert (measured.low <= measured.value).all() and (measured.value <= measured.high).all()
     figure = generation.over_sparsity(points, "share", dense=1.0)
-    assert {"Llama-2-7B, paper", "CATS, prompt masked too", "CATS, decode only"} <= texts(figure)
+    assert {"Llama-2-7B, paper", "CATS, all tokens", "CATS, decode only"} <= texts(figure)
 
 
 @pytest.mark.usefixtures("themed")
@@ -198,9 +201,12 @@ def test_losses_of_models_have_a_panel_a_text_and_a_column_a_record():
     slugs = [task_records.TRANSFER + text for text in task_records.TEXTS]
     rows = recorded.rows("perplexity", slugs)
     table = losses.table(rows[rows.corpus == task_records.TEXTS[1]])
-    assert table.columns.tolist() == ["loss, nats", *slugs]
-    assert table["loss, nats"].tolist() == ["dense", "CATS 50%", "CATS, corrected online 50%"]
-    assert "perplexity" in table[slugs[0]].iloc[0] and "[" in table[slugs[1]].iloc[1]
+    assert table.columns.tolist() == ["nats a token", *slugs]
+    assert table["nats a token"].tolist() == [
+        *("dense", "dense, as perplexity", "CATS 50%", "CATS, corrected online 50%")
+    ]
+    assert float(table[slugs[0]].iloc[1]) == pytest.approx(math.exp(float(table[slugs[0]].iloc[0])), rel=0.01)
+    assert "[" in table[slugs[1]].iloc[2]
     rises = losses.rises(rows)
     assert set(rises.panel) == set(task_records.TEXTS) and rises.reported.sum() == 4
     figure = generation.over_sparsity(rises, "nats", dense=0.0, log=True)
@@ -213,8 +219,9 @@ def test_recorded_transfers_are_drawn_beside_the_live_ones():
     assert len(rows) == 2 * 2 * 2 and set(rows.calibrated) == set(task_records.TEXTS)
     assert rows.drift.tolist() == pytest.approx((rows.realised_sparsity - 0.5).tolist())
     table = transfer.table(rows)
-    assert "from dogs.txt, corrected online" in table.thresholds.tolist()
-    assert "loss − dense, nats [95 %]" in table.columns
+    assert table.thresholds.tolist() == ["fixed", "online"] * 4
+    assert table["calibrated on"].tolist() == ["cats.txt", "cats.txt", "dogs.txt", "dogs.txt"] * 2
+    assert "loss − dense [95 %]" in table.columns and "worst layer" not in table
     for value in ("drift", "delta_nll"):
         figure = transfer_plots.dots({"live": rows, "a record": rows}, value, value)
         assert [axes.get_title(loc="left") for axes in figure.axes] == ["live", "a record"]
@@ -225,7 +232,7 @@ def test_recorded_transfers_are_drawn_beside_the_live_ones():
 def test_tasks_say_what_the_choice_of_text_changes():
     rows = transferred("zero_shot")
     assert set(rows.evaluated) == {"piqa", "lambada_openai"}
-    assert "accuracy − dense, points [95 %]" in transfer.table(rows).columns
+    assert "− dense, points [95 %]" in transfer.table(rows).columns
     words = transfer.words(rows)
     assert words.startswith("At 50%, fixed thresholds from cats.txt drift by ")
     assert "those from dogs.txt" in words and "corrected online" in words
@@ -240,7 +247,7 @@ def test_figures_of_live_texts_have_a_line_each():
         [
             {"evaluated": text, "label": label, "layer": n, "drift": 0.01 * n}
             for text in ("one", "two")
-            for label in ("from one, fixed", "from one, corrected online")
+            for label in ("from one, fixed", "from one, online")
             for n in range(3)
         ]
     )

@@ -7,6 +7,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cats import plots
 
+_APART = 0.008  # of sparsity, between series
+
 
 def agreement(curves: pd.DataFrame) -> Figure:
     """Share of prompts whose text still equals the dense model's over generated tokens, a line each label.
@@ -44,9 +46,9 @@ def over_sparsity(rows: pd.DataFrame, ylabel: str, *, dense: float, log: bool = 
         axes.axhline(dense, color=plots.GREY, linewidth=1.2)
         axes.set_title(name, loc="left")
         axes.set_xlabel("gate sparsity")
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlim(0.2, 1)
+        axes.set_xticks([0.3, 0.5, 0.7, 0.9])
+        plots.percent(axes.xaxis)
     if log:
         panels[0, 0].set_yscale("symlog", linthresh=0.1)
         panels[0, 0].yaxis.set_major_formatter("{x:g}")
@@ -68,5 +70,6 @@ def _points(axes: Axes, part: pd.DataFrame, number: int):
     if part.reported.iloc[0]:
         look |= {"color": plots.GREY, "linestyle": "none", "markerfacecolor": "white", "markersize": 8}
         return axes.plot(part.gate_sparsity, part.value, markeredgewidth=1.5, **look)[0]
+    apart = part.gate_sparsity + _APART * (number % 5 - 2)  # or intervals would lie upon each other
     spread = [(part.value - part.low).clip(0).fillna(0), (part.high - part.value).clip(0).fillna(0)]
-    return axes.errorbar(part.gate_sparsity, part.value, yerr=spread, capsize=3, **look)
+    return axes.errorbar(apart, part.value, yerr=spread, capsize=3, **look)
