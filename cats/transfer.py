@@ -1,7 +1,8 @@
-"""One text's thresholds on another text, in reading order: the sparsity that arrives and what it costs."""
+"""One text's thresholds on another text: the sparsity that arrives and what it costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -9,26 +10,21 @@ import torch
 from cats.criteria import Fit
 from cats.evaluation import document_nll, paired_interval
 from cats.masking import Masking
+from cats.texts import announce
 
 _KINDS = {"cats": "fixed", "online": "online"}  # by rule: what tables and figures call the thresholds
 
 
 @dataclass
 class Reading:
-    """What a model did on documents, one call each, in their order.
+    """What a model did on documents.
 
-    `scores`: document, tokens, nll_nats (as `cats.evaluation.document_nll`); `realised` [D, L]: share of
-    gate activations zeroed in each document and layer, None for a dense model.
+    `scores`: document, tokens, nll_nats (as `cats.evaluation.document_nll`); `by_layer` [L], fp64: share of
+    the gate activations of all tokens that was zeroed in each layer, None for a dense model.
     """
 
     scores: pd.DataFrame
-    realised: torch.Tensor | None
-
-    @property
-    def by_layer(self) -> torch.Tensor:
-        """Realised gate sparsity [L] over all tokens, fp64."""
-        weights = torch.tensor(self.scores.tokens.tolist(), dtype=torch.float64)
-        return weights @ self.realised / weights.sum()
+    by_layer: torch.Tensor | None
 
 
 def read(
@@ -41,34 +37,39 @@ def read(
     tokens: int | None = None,
     max_length: int = 1024,
 ) -> Reading:
-    """Score the beginnings of `documents`, `tokens` each, one after the other; dense without a `fit`.
+    """Score the beginnings of `documents`, `tokens` each; dense without a `fit`.
 
-    Every token is masked, the paper's policy. A fit that steers does so between two documents, from one to
-    the next. The model is dense afterwards. Raises CatsError as `document_nll` and `fit.apply` do.
+    Every token is masked, the paper's policy. A fit that steers reads the documents one after the other, and
+    does so between two of them. The model is dense afterwards. Raises CatsError as `document_nll` and
+    `fit.apply` do.
     """
     if fit is not None:
         fit.apply(model, sparsity)
     steer = None if fit is None else fit.steer(sparsity)
-    scores, realised = [], []
+    groups = [list(documents)] if steer is None else [[text] for text in documents]
+    scores = []
     try:
         with Masking(model, steer=steer) as masking:
-            for number, text in enumerate(documents):
-                masking.reset()
-                row = document_nll(
-                    model,
-                    tokenizer,
-                    [text],
-                    max_length=max_length,
-                    tokens_per_document=tokens,
-                    progress=False,
-                )
-                scores.append(row.assign(document=number))
-                if fit is not None:
-                    realised.append(torch.tensor(masking.realised()["prefill"]["by_layer"]))
+            hook = model.register_forward_pre_hook(partial(announce, masking), with_kwargs=True)
+            try:
+                for number, group in enumerate(groups):
+                    part = document_nll(
+                        model,
+                        tokenizer,
+                        group,
+                        max_length=max_length,
+                        tokens_per_document=tokens,
+                        progress=False,
+                    )
+                    scores.append(part.assign(document=part.document + number))
+            finally:
+                hook.remove()
+            realised = masking.realised()
     finally:
         if fit is not None:
             fit.undo(model)
-    return Reading(pd.concat(scores, ignore_index=True), torch.stack(realised).double() if realised else None)
+    shares = torch.tensor(realised["prefill"]["by_layer"], dtype=torch.float64) if realised else None
+    return Reading(pd.concat(scores, ignore_index=True), shares)
 
 
 def row(reading: Reading, dense: Reading, **columns) -> dict:
