@@ -52,7 +52,8 @@ def over_sparsity(rows: pd.DataFrame, ylabel: str, *, dense: float, log: bool = 
     if log:
         panels[0, 0].set_yscale("symlog", linthresh=0.1)
         panels[0, 0].yaxis.set_major_formatter("{x:g}")
-        panels[0, 0].set_ylim(bottom=min(0.0, float(rows.value.min()) - 0.02))
+        low, high = float(rows.value.min()), float(rows[["value", "high"]].max().max())
+        panels[0, 0].set_ylim(min(0.0, low - 0.02), max(0.2, 1.2 * high))
     else:
         panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         panels[0, 0].set_ylim(bottom=0)
