@@ -85,6 +85,25 @@ def kept(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(points).astype({"low": float, "high": float})
 
 
+def words(rows: pd.DataFrame) -> str:
+    """What CATS keeps with all tokens masked, beside the rebuttal at the same sparsity, as a sentence."""
+    points = kept(rows)
+    reported = points[points.reported].set_index("gate_sparsity")
+    phrases = []
+    for _, row in _compared(rows):
+        if row.rule == "cats" and where(row) == EVERYWHERE and row.exact_match - row.delta > 0:
+            own = f"{row.exact_match / (row.exact_match - row.delta):.0%} of its dense score"
+            level = row.gate_sparsity
+            beside = ""
+            if level in reported.index:
+                name = reported.series[level].removesuffix(", paper")
+                beside = f" (the rebuttal's {name} {reported.value[level]:.0%})"
+            phrases.append(f"at {level:.0%} {own}{beside}")
+    if not phrases:
+        return "No run of CATS on these problems is recorded yet."
+    return f"With all tokens masked, {rows.model.iloc[0]} keeps {', '.join(phrases)}."
+
+
 def prompt_costs(rows: pd.DataFrame) -> pd.DataFrame:
     """What masking the prompt too costs over masking the answer alone, on the same problems.
 

@@ -182,6 +182,10 @@ def test_shares_kept_stand_beside_the_rebuttals():
     measured = points[~points.reported]
     assert measured.value.tolist() == pytest.approx([4 / 6, 3 / 6, 5 / 6])
     assert (measured.low <= measured.value).all() and (measured.value <= measured.high).all()
+    assert maths.words(solved()) == (
+        "With all tokens masked, toy-llama keeps at 50% 67% of its dense score (the rebuttal's Llama-2-7B "
+        "98%), at 70% 50% of its dense score (the rebuttal's Llama-2-7B 72%)."
+    )
     figure = generation.over_sparsity(points, "share", dense=1.0)
     assert {"Llama-2-7B, paper", "CATS, all tokens", "CATS, decode only"} <= texts(figure)
 
@@ -190,6 +194,7 @@ def test_shares_kept_stand_beside_the_rebuttals():
 def test_without_records_the_rebuttal_is_drawn_alone():
     nothing = pd.DataFrame()
     assert set(maths.kept(nothing).series) == {"Llama-2-7B, paper"}
+    assert maths.words(nothing).startswith("No run")
     assert maths.broken(nothing).empty and maths.prompt_costs(nothing).empty
     rises = losses.rises(nothing)
     assert rises.value.tolist() == pytest.approx([0.023, 0.027])
