@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"cats: {error.name} is missing: install this project's requirements.lock.", file=sys.stderr)
         return 2
+    if "device" in arguments and not getattr(arguments, "plan", None):
+        arguments.device = arguments.device or "cpu"
     try:
         getattr(cli, arguments.command)(arguments)
         sys.stdout.flush()
@@ -251,7 +253,7 @@ def _model(sub: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="embedded name, hub id, folder or random:<geometry> (default: smollm2-135m-instruct)",
     )
-    sub.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (default: cpu)")
+    sub.add_argument("--device", metavar="D", help="cpu or cuda (default: cpu, or what a plan says)")
     sub.add_argument(
         "--dtype", default="float32", metavar="T", help="float32, bfloat16, float16 (default: float32)"
     )

@@ -19,7 +19,7 @@ def main(given: Namespace) -> None:
         for line in plans.check(_runs(given), given.data_dir):
             print(line)
         return
-    crew = join(given.device)
+    crew = join(given.device or "cpu")
     output = Path(given.output)
     if given.plan:
         plans.check(_runs(given), given.data_dir)
@@ -103,7 +103,7 @@ def _number(value, form: str) -> str:
 
 def _runs(given: Namespace) -> list[Run]:
     if given.plan:
-        return plans.read(Path(given.plan), device=None if given.device == "cpu" else given.device)
+        return plans.read(Path(given.plan), device=given.device)
     policy = Policy(given.prefill, given.first_token, given.last_share)
     run = Run(
         model=given.model,

@@ -23,6 +23,7 @@ _SHAREABLE = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 _SHORTEST = 8  # shorter contexts are not worth a call of their own
 _PADDING = 64  # at most so much padding of a context in its batch, which counts in a sliding window
 _KEPT = 1 << 31  # logits of one call, at most: 4 GB in 16 bits
+_COPIES = 4  # of the keys and values of a batch of contexts, at most, for the continuations of one call
 _LOGITS = 1 << 26  # logits raised to fp32 at a time: 268 MB
 
 
@@ -125,8 +126,6 @@ class Harness(Generating):
             by_context.setdefault(tuple(context), []).append((place, list(continuation)))
         single, shared = [], []
         for context, continuations in by_context.items():
-            # longest first: the k-th continuations of a batch are then of similar length
-            continuations.sort(key=lambda item: -len(item[1]))
             group = _Group(list(context), continuations)
             if len(context) + group.longest > self.max_length + 1:
                 single += [_truncated(group.context, item, self.max_length + 1) for item in continuations]
@@ -190,26 +189,41 @@ class Harness(Generating):
 
     @torch.inference_mode()
     def _score_shared(self, batch: list[_Group]) -> list[tuple[float, bool]]:
-        """The contexts once, then their k-th continuations together, each time over the contexts' cache."""
+        """The contexts once, then their continuations, of similar length together, over the contexts'
+        cache.
+        """
         contexts = [group.context for group in batch]
         cache = DynamicCache(config=self.model.config)
         first = self._call(contexts, cache=cache, keep=1)
         kept = [
             (layer.keys, layer.values, getattr(layer, "cumulative_length", None)) for layer in cache.layers
         ]
-        found: dict[tuple[int, int], tuple[float, bool]] = {}
-        for k in range(max(len(group.continuations) for group in batch)):
-            rows = [row for row, group in enumerate(batch) if k < len(group.continuations)]
-            targets = [batch[row].continuations[k][1] for row in rows]
-            scores = self._gather(first, [target[:1] for target in targets], rows)
-            if max(map(len, targets)) > 1:
-                _put_back(cache, kept, rows)
-                lengths = [len(contexts[row]) for row in rows]
-                rest = self._call([target[:-1] for target in targets], cache=cache, behind=lengths)
-                more = self._gather(rest, [target[1:] for target in targets], range(len(rows)))
-                scores = [(a + b, c and d) for (a, c), (b, d) in zip(scores, more, strict=True)]
-            found.update({(row, k): score for row, score in zip(rows, scores, strict=True)})
-        return [found[row, k] for row, group in enumerate(batch) for k in range(len(group.continuations))]
+        targets = [(row, ids) for row, group in enumerate(batch) for _, ids in group.continuations]
+        found = self._gather(first, [ids[:1] for _, ids in targets], [row for row, _ in targets])
+        longer = [place for place, (_, ids) in enumerate(targets) if len(ids) > 1]
+        longer.sort(key=lambda place: -len(targets[place][1]))
+        for part in self._parts(longer, targets, cache.get_seq_length()):
+            rows = [targets[place][0] for place in part]
+            ids = [targets[place][1] for place in part]
+            _put_back(cache, kept, rows)
+            logits = self._call(
+                [each[:-1] for each in ids], cache=cache, behind=[len(contexts[row]) for row in rows]
+            )
+            more = self._gather(logits, [each[1:] for each in ids], range(len(part)))
+            for place, (log, greedy) in zip(part, more, strict=True):
+                found[place] = (found[place][0] + log, found[place][1] and greedy)
+        return found
+
+    def _parts(self, places: list[int], targets: list[tuple], width: int) -> Iterator[list[int]]:
+        """Continuations, longest first, cut into calls. A GPU waits for launches, so it gets few calls; a CPU
+        waits for products, so it gets little padding.
+        """
+        limit = self.tokens if self.device.type == "cuda" else self.tokens // 4
+        limit = min(limit, _KEPT // self.model.config.get_text_config().vocab_size)
+        while places:
+            rows = max(1, min(limit // len(targets[places[0]][1]), _COPIES * self.tokens // width))
+            yield places[:rows]
+            places = places[rows:]
 
     def _call(
         self,
@@ -264,7 +278,7 @@ class Harness(Generating):
 def _put_back(cache, kept, rows: list[int]) -> None:
     """The cache as it was behind the contexts: updates make new tensors, so the old ones are still whole."""
     for layer, (keys, values, length) in zip(cache.layers, kept, strict=True):
-        everything = len(rows) == len(keys)
+        everything = rows == list(range(len(keys)))
         layer.keys = keys if everything else keys[rows]
         layer.values = values if everything else values[rows]
         if length is not None:

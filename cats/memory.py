@@ -52,6 +52,8 @@ def available(device: str) -> float:
     if kind == "meta":
         return float("inf")
     if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise CatsError(f"{device} was asked for and PyTorch finds no GPU here: use --device cpu.")
         return torch.cuda.mem_get_info(device)[0] / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9 + _reclaimable()
 

@@ -15,7 +15,7 @@ from cats.suite import Suite
 
 _KEYS = {
     *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
-    *("documents", "seed", "chat", "batch_tokens", "device", "geometry", "level", "policies"),
+    *("documents", "seed", "chat", "batch_tokens", "text_tokens", "device", "geometry", "level", "policies"),
 }
 
 
@@ -34,6 +34,7 @@ class Run:
     seed: int = 0
     chat: bool = False
     batch_tokens: int | None = None
+    text_tokens: int | None = None  # of each document of a text; None: all of them
     geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
 
     def __str__(self) -> str:
@@ -105,6 +106,7 @@ def execute(
             calibration=run.calibration,
             chat=run.chat,
             batch_tokens=run.batch_tokens,
+            text_tokens=run.text_tokens,
         )
         found = suite.run(run.tasks, run.configurations, minutes=left)
         finished = len(found) == len(run.tasks) * len(run.configurations)
@@ -136,6 +138,7 @@ def describe(run: Run) -> dict:
         "policies": list(policies.values()),
         "calibration": run.calibration.describe(),
         "documents": run.documents,
+        "text_tokens": run.text_tokens,
         "seed": run.seed,
         "chat": run.chat,
         "dtype": run.dtype,

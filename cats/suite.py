@@ -110,11 +110,12 @@ class Suite:
 
     def path(self, configuration: Configuration, name: str) -> Path:
         """The result file: what tells two evaluations apart is in the hash that ends its name."""
-        known = hashlib.sha256(json.dumps(self._identity(configuration), sort_keys=True).encode()).hexdigest()
+        identity = json.dumps(self._identity(configuration, name), sort_keys=True)
+        known = hashlib.sha256(identity.encode()).hexdigest()
         slug = str(configuration).replace(" ", "-")
         return self.output / f"{name.replace(':', '-').replace('/', '-')}--{slug}--{known[:10]}.json"
 
-    def _identity(self, configuration: Configuration) -> dict:
+    def _identity(self, configuration: Configuration, name: str) -> dict:
         dense = configuration.rule == criteria.DENSE
         return {
             "model": [self.loaded.info.get(key) for key in ("id", "revision", "sha256", "dtype", "seed")],
@@ -126,7 +127,7 @@ class Suite:
             "documents": self.documents,
             "seed": self.seed if self.documents else None,
             "chat": self.chat,
-            "text_tokens": self.text_tokens,
+            "text_tokens": self.text_tokens if texts.is_text(name) else None,
         }
 
     @contextmanager
@@ -200,7 +201,7 @@ class Suite:
             documents=task.documents,
             data=task.data,
             configuration={
-                **self._identity(configuration),
+                **self._identity(configuration, name),
                 "shots": task.shots,
                 "processes": self.crew.size,
                 "calibrated": None if fit is None else fit.describe(),

@@ -362,6 +362,9 @@ def test_results_are_of_one_identity(folder, tmp_path):
         suite(folder, tmp_path, chat=True).path(masked, "piqa"),
     }
     assert len(paths) == 5
+    short = suite(folder, tmp_path, text_tokens=8)  # a matter of texts alone
+    assert short.path(masked, "piqa") == one.path(masked, "piqa")
+    assert short.path(masked, "text:shakespeare") != one.path(masked, "text:shakespeare")
     assert one.path(Configuration(policy=Policy(prefill="dense")), "piqa") == one.path(
         Configuration(), "piqa"
     )
@@ -470,7 +473,11 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
     assert "one: toy in float32, 1 tasks x {dense, cats 0.5}; about 0.0 GB" in capsys.readouterr().out
     assert cats_cli.main([*arguments, "--minutes", "0"]) == 0
     assert "Time is up" in capsys.readouterr().out
-    assert cats_cli.main(arguments) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cats_cli.main([*arguments, "--device", "cuda"]) == 2
+    assert "PyTorch finds no GPU here: use --device cpu." in capsys.readouterr().err
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
+    assert cats_cli.main([*arguments, "--device", "cpu"]) == 0
     assert "Everything is recorded" in capsys.readouterr().out
     recorded = sorted(path.name for path in (tmp_path / "runs").glob("*.json"))
     assert recorded == ["zero_shot-one.json", "zero_shot-two.json"]

@@ -33,8 +33,7 @@ def main(given: Namespace) -> None:
 
 def _wanted(given: Namespace) -> list[plan.Comparison]:
     if given.plan:
-        device = None if given.device == "cpu" else given.device
-        return plan.read(Path(given.plan), device=device, data_dir=given.data_dir)
+        return plan.read(Path(given.plan), device=given.device, data_dir=given.data_dir)
     if given.device not in ("cpu", "cuda"):
         raise CatsError(f"{given.device} cannot be trained on here: use cpu or cuda.")
     values = {name: getattr(given, name) for name in (*_RECIPE, *_OWN)}
