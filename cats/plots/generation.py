@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from cats import plots
 
 _APART = 0.008  # of sparsity, between series
+_NATS = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 
 
 def agreement(curves: pd.DataFrame) -> Figure:
@@ -51,7 +52,7 @@ def over_sparsity(rows: pd.DataFrame, ylabel: str, *, dense: float, log: bool = 
         plots.percent(axes.xaxis)
     if log:
         panels[0, 0].set_yscale("symlog", linthresh=0.1)
-        panels[0, 0].yaxis.set_major_formatter("{x:g}")
+        panels[0, 0].set_yticks(_NATS, [f"{value:g}" for value in _NATS])
         low, high = float(rows.value.min()), float(rows[["value", "high"]].max().max())
         panels[0, 0].set_ylim(min(0.0, low - 0.02), max(0.2, 1.2 * high))
     else:

@@ -99,9 +99,10 @@ def losses(frames: Mapping[str, pd.DataFrame]) -> Figure:
                 part.delta_nll, places, xerr=spread, **look, capsize=3, label=f"{level:.0%} gate sparsity"
             )
         axes.axvline(0, color=plots.GREY, linewidth=1.2)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("loss − dense, nats")
+        axes.set_title(title, loc="left", fontsize=11 if len(frames) < 3 else 9)  # names of models are long
+        axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.grid(axis="y", visible=False)
+    panels[0, len(frames) // 2].set_xlabel("loss − dense, nats")
     panels[0, 0].set_yticks(range(len(rules)), rules)
     panels[0, 0].set_ylim(len(rules) - 0.5, -0.5)
     handles, labels = panels[0, 0].get_legend_handles_labels()
