@@ -98,8 +98,8 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        if variant not in self.warm or run is not loop:
-            run(self, variant, new)  # compiles and warms up; the loop serves every length with one step
+        if variant not in self.warm or run is RUNNERS["generate_static"]:
+            run(self, variant, new)  # compiles and warms up; only a static cache compiles for each length
             self.warm.add(variant)
         warmup_s = time.perf_counter() - start
         samples = [run(self, variant, new) for _ in range(1 if self.options.quick else self.options.runs)]
