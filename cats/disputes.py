@@ -6,6 +6,7 @@ import pandas as pd
 
 from cats import criteria, recorded, results
 from cats.masking import Policy
+from cats.variance import Analysis
 
 CHOICES = ("sparsity", "tokens masked", "calibration text", "padding", "allocation")
 LOSS, ACCURACY = "loss − dense, nats", "accuracy − dense, points"
@@ -71,6 +72,18 @@ def policies(names: Sequence[str]) -> list[Policy]:
     }
     known[NONE] = Policy(prefill="dense")
     return [known[name] for name in names]
+
+
+def told(name: str, analysis: Analysis) -> str:
+    """What an analysis of the sweep says of the spread, in two sentences that begin with `name`."""
+    first = analysis.table.iloc[0]
+    gap, share = analysis.spread()
+    low, high = (", ".join(place.values()) for place in analysis.extremes())
+    return (
+        f"{name}: {first.effect} explains most, {first.share:.0%} of the variation; single choices and pairs "
+        f"explain {analysis.explained():.0%}. The spread of {gap:.2f} lies between {low} and {high}; single "
+        f"choices and pairs make up {share:.0%} of it."
+    )
 
 
 def _recorded(experiment: str, names: Sequence[str]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from cats import criteria
+from cats import criteria, results
 from cats.criteria.sited import InputRule
 from cats.errors import CatsError
 
@@ -71,6 +71,63 @@ def front(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
     return [not any(_beats(other, point) for other in points) for point in points]
 
 
+def placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The sparse rows of one model and text, with level (the model-level target), megabytes and lost (nats).
+
+    `rows` as the experiment `perplexity` has them, with those of the dense model.
+    """
+    rows = rows.assign(level=_levels(rows), megabytes=read_bytes(rows) / 1e6)
+    rows = rows[rows.rule != criteria.DENSE]
+    return rows.assign(lost=rows.delta_nll.astype(float)).sort_values(["level", "lost"], kind="stable")
+
+
+def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
+    """A row for each rule of one model: rule, drops, and for each level the difference to dense of the mean
+    accuracy ("points at 25%") and of the loss ("nats at 25%", over the first text there is).
+
+    `tasks`, `texts`: rows of `zero_shot`, of which the average of the eight is taken, and of `perplexity`.
+    """
+    parts = []
+    if len(tasks):
+        mean = tasks[tasks.task == results.AVERAGE]
+        parts.append(_wide(mean.assign(points=mean.delta_acc.astype(float) * 100), "points"))
+    if len(texts):
+        text = texts[texts.unit == "token"]
+        text = text[text.corpus == text.corpus.iloc[0]]
+        parts.append(_wide(text.assign(nats=text.delta_nll.astype(float)), "nats"))
+    table = pd.concat(parts, axis=1).reset_index(names="rule")
+    table.insert(1, "drops", table.rule.map(family))
+    return table
+
+
+def told(tasks: pd.DataFrame) -> str:
+    """What the average of the eight tasks says of one model, in sentences; CatsError where it has none."""
+    mean = tasks[(tasks.task == results.AVERAGE) & (tasks.rule != criteria.DENSE)]
+    mean = mean.assign(level=_levels(mean), points=mean.delta_acc.astype(float) * 100)
+    if mean.empty:
+        raise CatsError("The record has no average of the eight tasks: evaluate all of them.")
+    order = ranks(mean, "points", best="most")
+    low = mean[mean.level == mean.level.min()]
+    half = 50 * (low.delta_high - low.delta_low).astype(float).max()
+    words = " ".join(verdict(row, "points") for row in order.itertuples())
+    return f"{words} At {low.level.iloc[0]:.0%}, the widest 95 % interval is ± {half:.1f} points."
+
+
+def duel(rows: pd.DataFrame, one: str = "teal", other: str = "cats") -> str:
+    """A sentence: which of two rules loses less at the highest level that both have; `rows` as `placed`."""
+    names = {name: criteria.rule(name).title for name in (one, other)}
+    losses = {name: rows[rows.rule == name].set_index("level").lost for name in names}
+    shared = losses[one].index.intersection(losses[other].index)
+    if shared.empty:
+        return f"{names[one]} and {names[other]} were not both measured here."
+    a, b = (losses[name][shared.max()] for name in names)
+    less = "less" if a < b else "more"
+    return (
+        f"{names[one]} at {shared.max():.0%} adds {a:.3f} nats and {names[other]} {b:.3f}: "
+        f"{names[one]} loses {less}."
+    )
+
+
 def ranks(rows: pd.DataFrame, column: str, *, best: str = "least") -> pd.DataFrame:
     """For each level of model-level sparsity a row: level, rules (how many), best, best_value, cats (its
     value, None where it is absent), place (of CATS, 1 for the best) and ahead (rules that beat it, in order).
@@ -107,3 +164,14 @@ def verdict(rank, unit: str) -> str:
 
 def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
     return other != point and other[0] <= point[0] and other[1] <= point[1]
+
+
+def _levels(rows: pd.DataFrame) -> pd.Series:
+    return rows.model_sparsity.astype(float).round(4)
+
+
+def _wide(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """A row for each rule, a column for each level."""
+    rows = rows[rows.rule != criteria.DENSE]
+    columns = [f"{value} at {level:.0%}" for level in _levels(rows)]
+    return rows.assign(column=columns).pivot_table(index="rule", columns="column", values=value, sort=False)

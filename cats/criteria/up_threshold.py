@@ -2,8 +2,8 @@
 2505.17701): W_up is read whole, and of W_gate and W_down the rows that survive.
 
 Ambiguous in the sources: FloE masks the experts of a mixture; here there is one threshold for each layer, the
-quantile over all tokens of the calibration text. M-COUNTDOWN ranks |x W_up| too; how it sets thresholds was not
-at hand. D-COUNTDOWN ranks the product with a trained predictor, which is not here.
+quantile over all tokens of the calibration text. M-COUNTDOWN ranks |x W_up| too; how it sets thresholds was
+not at hand. D-COUNTDOWN ranks the product with a trained predictor, which is not here.
 """
 
 from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, watch_neurons

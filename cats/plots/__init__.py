@@ -59,6 +59,11 @@ def style(index: int) -> dict:
     }
 
 
+def shade(part: float) -> tuple[float, ...]:
+    """A blue for a place in [0, 1] of many ordered lines, such as layers: the first light, the last dark."""
+    return mpl.colormaps["Blues"](0.3 + 0.65 * part)
+
+
 def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.075) -> None:
     """Write (x, y, text, colour) beside the end of each line, pushed apart by `gap` of the axes' height."""
     low, high = axes.get_ylim()

@@ -1,0 +1,198 @@
+"""Rivals and disputes: bytes, ranks and fronts by hand, and sweeps read from records that a suite wrote."""
+
+import evaluation_toys
+import matplotlib
+import pandas as pd
+import pytest
+import toys
+
+from cats import anatomy, criteria, disputes, paths, records, results, rivals, variance
+from cats.configuration import Calibration, Configuration
+from cats.errors import CatsError
+from cats.masking import Policy
+from cats.plots import anatomy as anatomy_plots
+from cats.plots import disputed as disputed_plots
+from cats.plots import rivals as rivals_plots
+from cats.suite import Suite
+
+pytestmark = pytest.mark.usefixtures("themed")
+
+
+def rows(**values) -> pd.DataFrame:
+    return pd.DataFrame({"rule": ["dense", "cats", "teal"], **values})
+
+
+def words(figure) -> set[str]:
+    return {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
+
+
+def test_bytes_follow_what_was_realised():
+    # a model of 100 bytes, 80 of them in blocks: a target of a quarter saves 20, realised 0.2 saves 16
+    table = rows(
+        bytes_per_token=[100.0, 80.0, 80.0],
+        model_sparsity=[0.0, 0.25, 0.25],
+        realised_model_sparsity=[0.0, 0.2, 0.3],
+    )
+    assert rivals.read_bytes(table).tolist() == pytest.approx([100, 84, 76])
+    with pytest.raises(CatsError, match="evaluate the dense model as well"):
+        rivals.read_bytes(table[1:])
+    found = rivals.placed(table.assign(delta_nll=[None, 0.3, 0.1]))
+    assert found.rule.tolist() == ["teal", "cats"] and found.megabytes.tolist() == pytest.approx(
+        [76e-6, 84e-6]
+    )
+
+
+def test_the_front_holds_what_nothing_beats():
+    assert rivals.front([1, 2, 2, 3, 3], [5, 4, 6, 4, 1]) == [True, True, False, False, True]
+    assert rivals.front([1, 1], [2, 2]) == [True, True]
+
+
+@pytest.mark.parametrize(("best", "first", "place"), [("least", "teal", 2), ("most", "cats", 1)])
+def test_ranks_by_hand(best, first, place):
+    table = pd.DataFrame({"rule": ["cats", "teal", "wina"], "level": 0.25, "lost": [0.3, 0.1, None]})
+    (rank,) = rivals.ranks(table, "lost", best=best).itertuples()
+    assert (rank.rules, rank.best, rank.place) == (2, first, place)
+    said = rivals.verdict(rank, "nats")
+    assert said.startswith(f"At 25%, {first} is best of 2 rules")
+    assert ("CATS is number 2 (+0.300 nats)" in said) == (place == 2)
+
+
+def test_a_duel_names_who_loses_less():
+    table = pd.DataFrame({"rule": ["cats", "teal"], "level": 0.4, "lost": [0.3, 0.1]})
+    assert rivals.duel(table).endswith("TEAL (uniform) loses less.")
+    assert rivals.duel(table.assign(lost=[0.1, 0.3])).endswith("TEAL (uniform) loses more.")
+    assert "not both measured" in rivals.duel(table[:1])
+
+
+def test_every_rule_has_a_family_and_a_word_on_its_kernel():
+    for name in criteria.RULES:
+        assert rivals.family(name) in rivals.FAMILIES and rivals.kernel(name)
+    assert set(rivals.KERNELS) <= set(criteria.RULES)
+    assert rivals.kernel("combined") == rivals.SAME
+    assert rivals.family("wina-released") == rivals.ALL_INPUTS and rivals.family("griffin") == rivals.SEQUENCE
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (Policy(), "all"),
+        (Policy(first_token="dense"), "all but the first"),
+        (Policy(last_share=0.5), "last 50%"),
+        (Policy(last_share=0.99, first_token="dense"), "last 99%, not the first"),
+        (Policy(prefill="dense"), "none of the prompt"),
+    ],
+)
+def test_policies_have_words_and_words_have_policies(policy, said):
+    assert disputes.tokens_masked(policy.describe()) == said
+    assert disputes.policies([said]) == [policy]
+
+
+@pytest.fixture(scope="module")
+def recorded_sweep(tmp_path_factory):
+    """A folder of records of a toy model as data/plans/disputes.yml names them, written by a suite."""
+    folder = tmp_path_factory.mktemp("records")
+    mirrors = evaluation_toys.mirrors(tmp_path_factory.mktemp("mirrors"))
+    loaded = evaluation_toys.loaded()
+    policies = [Policy(), Policy(last_share=0.5)]
+    wanted = [
+        Configuration(),
+        *(
+            Configuration(rule, level, policy, "model")
+            for rule in ("cats", "allocated")
+            for level in (0.1, 0.2)
+            for policy in policies
+        ),
+    ]
+    for text, corpus in (("docs", "python-docs"), ("plays", "shakespeare")):
+        for suffix, padding in (("", "excluded"), ("-padding", "counted")):
+            calibration = Calibration(corpus, rows=4, sequence_length=32, padding=padding, batch_size=4)
+            suite = Suite(
+                loaded,
+                tmp_path_factory.mktemp("runs"),
+                data_dir=str(mirrors),
+                calibration=calibration,
+                documents=2,
+                text_tokens=12,
+            )
+            found = results.load(suite.run(["piqa", "text:python-docs"], wanted, progress=False))
+            results.record(
+                found,
+                f"disputes-toy-{text}{suffix}",
+                parameters={"calibration": calibration.describe()},
+                started=0.0,
+                folder=folder,
+            )
+    return folder
+
+
+def test_a_sweep_is_read_back_balanced_and_split_exactly(recorded_sweep, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", recorded_sweep)
+    table = disputes.sweep(disputes.slugs("toy"))
+    assert len(table) == 2**5
+    found = variance.analyse(table, disputes.LOSS, disputes.CHOICES)
+    assert found.factors == disputes.CHOICES
+    assert found.table.share.sum() == pytest.approx(1) and found.explained(5) == pytest.approx(1)
+    record = records.every("perplexity", folder=recorded_sweep)[0].rows
+    wanted = record[(record.rule == "cats") & (record.model_sparsity.round(3) == 0.1)].iloc[0]
+    same = table[
+        (table.sparsity == "10%")
+        & (table["tokens masked"] == "all")
+        & (table["calibration text"] == "python-docs")
+        & (table.padding == "excluded")
+        & (table.allocation == "uniform")
+    ]
+    assert same[disputes.LOSS].tolist() == pytest.approx([wanted.delta_nll])
+    said = disputes.told("toy", found)
+    assert said.startswith("toy: ") and "make up" in said
+    accuracy = table[disputes.ACCURACY]
+    assert accuracy.notna().all() and accuracy.abs().max() <= 100
+    assert disputes.sweep(["disputes-none-docs"]).empty
+    figure = disputed_plots.effects(found, disputes.LOSS)
+    assert {"tokens masked", "last 50%", "counted", "by layer"} <= words(figure)
+    shares = disputed_plots.shares({"toy": found.table, "again": found.table}, most=3)
+    assert len(shares.axes) == 2 and {"toy", "everything else", "one choice"} <= words(shares)
+    assert len(shares.axes[0].patches) == 4 + 2  # three bars and the rest; two of the legend
+
+
+def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):
+    texts, tasks = (
+        records.every(experiment, folder=recorded_sweep)[0].rows for experiment in ("perplexity", "zero_shot")
+    )
+    texts, tasks = (
+        rows[(rows.rule == "dense") | rows.policy.map(lambda policy: policy == Policy().describe())]
+        for rows in (texts, tasks)
+    )
+    placed = rivals.placed(texts)
+    assert placed.level.tolist() == [0.1, 0.1, 0.2, 0.2]
+    assert (placed.megabytes * 1e6 < texts.bytes_per_token.max()).all()
+    average = tasks.assign(task=results.AVERAGE)
+    table = rivals.summary(average, texts)
+    assert table.columns.tolist() == [
+        *("rule", "drops", "points at 10%", "points at 20%", "nats at 10%", "nats at 20%"),
+    ]
+    assert sorted(table.rule) == ["allocated", "cats"] and (table.drops == rivals.NEURONS).all()
+    first = average[average.rule == "cats"].delta_acc.iloc[0]
+    assert table.set_index("rule")["points at 10%"]["cats"] == pytest.approx(100 * first)
+    said = rivals.told(average)
+    assert said.startswith("At 10%, ") and "the widest 95 % interval is ± " in said
+    with pytest.raises(CatsError, match="no average of the eight tasks"):
+        rivals.told(tasks)
+    figure = rivals_plots.pareto({"live": placed, "toy": placed[placed.rule == "cats"]})
+    assert len(figure.axes) == 2 and {"live", "toy", "cats", "allocated", "Pareto front"} <= words(figure)
+
+
+def test_measures_are_drawn_layer_by_layer():
+    model = toys.toy("llama")
+    fit = criteria.rule("cats").calibrate(model, toys.batches(2), progress=False)
+    fit.apply(model, 0.5)
+    found = anatomy.measure(model, toys.batches(2), sizes=(1, 2, 4), progress=False)
+    layers = len(found.frequency)
+    figure = anatomy_plots.frequencies({"one": found, "two": found})
+    assert all(len(axes.lines) == layers + 1 for axes in figure.axes)
+    curve = figure.axes[0].lines[0].get_ydata()
+    assert curve[0] == pytest.approx(float(found.frequency[0].max())) and (curve[:-1] >= curve[1:]).all()
+    table = found.by_layer()
+    figure = anatomy_plots.by_layer({"one": table, "two": table})
+    assert {"never active", "active for most tokens", "one", "two"} <= words(figure)
+    figure = anatomy_plots.chunks({"one": found.chunks})
+    assert len(figure.axes[0].lines) == layers + 3
