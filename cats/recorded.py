@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cats import records
+from cats.packing import unpack
+from cats.pairs import mean_difference
+from cats.results import stock
+from cats.task_list import PAPER
 
 
 def find(experiment: str, slug: str) -> records.Record | None:
@@ -47,6 +51,23 @@ def label(row) -> str:
     sparsity = row["gate_sparsity"]
     known = sparsity is not None and not pd.isna(sparsity) and sparsity > 0
     return f"{row['method']} {sparsity:.0%}" if known else row["method"]
+
+
+def between(rows: pd.DataFrame, baseline: str, rule: str, sparsity: float) -> dict | None:
+    """`rule` minus `baseline` at one gate sparsity: mean accuracy of the paper's tasks, same documents.
+
+    `rows`: of one zero_shot record. delta, low, high as `cats.pairs.mean_difference`; None unless the record
+    has all tasks under both rules.
+    """
+    rows = rows[rows.gate_sparsity == sparsity]
+    tasks = rows.task.map(stock)
+    pairs = []
+    for name in PAPER:
+        both = [rows[(tasks == name) & (rows.rule == each)].correct for each in (baseline, rule)]
+        if not all(map(len, both)):
+            return None
+        pairs.append(tuple(unpack(scores.iloc[0]) for scores in both))
+    return mean_difference(pairs)
 
 
 def sources(outcomes: Sequence) -> list[dict]:

@@ -213,7 +213,7 @@ def _corrections(outcome: Outcome) -> dict:
 
 def _average(group: list[Outcome], outcomes: Sequence[Outcome]) -> dict | None:
     """The plain mean over the paper's eight tasks, its interval from each task's documents drawn anew."""
-    by_task = {_stock(each.task): each for each in group if _stock(each.task) in PAPER}
+    by_task = {stock(each.task): each for each in group if stock(each.task) in PAPER}
     if len(by_task) < len(PAPER):
         return None
     chosen = [by_task[name] for name in PAPER]
@@ -280,6 +280,6 @@ def _dense(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome | None:
     return None
 
 
-def _stock(name: str) -> str:
+def stock(name: str) -> str:
     """The task that a variant stands in for."""
-    return next((stock for stock, task in TASKS.items() if task.variant and task.variant[0] == name), name)
+    return next((known for known, task in TASKS.items() if task.variant and task.variant[0] == name), name)

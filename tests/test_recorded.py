@@ -1,11 +1,14 @@
 """Records in a chapter: found by name, newest first, and words where there is none."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import test_records
 
 from cats import paths, recorded
 from cats.errors import CatsError
+from cats.packing import pack
+from cats.task_list import PAPER
 
 
 @pytest.fixture
@@ -33,6 +36,20 @@ def test_absent_records_are_said_to_be_absent(folder):
     assert len(lines) == 2 and lines[0].startswith("perplexity-held.json")
     assert recorded.rows("perplexity", ["none"]).empty
     assert recorded.rows("perplexity", ["none", "held"]).record.tolist() == ["held"]
+
+
+def test_two_rules_are_compared_on_the_same_documents():
+    def row(task, rule, scores):
+        return {"task": task, "rule": rule, "gate_sparsity": 0.5, "correct": pack(np.asarray(scores))}
+
+    mirrored = {"sciq": "sciq_closed_book"}  # a variant stands in for its task
+    rows = [row(mirrored.get(name, name), "cats", [0, 1, 1, 0]) for name in PAPER]
+    rows += [row(mirrored.get(name, name), "chess", [1, 1, 1, 0]) for name in PAPER]
+    rows.append(row("lambada_openai", "chess", [0, 0, 0, 0]))  # not one of the paper's
+    gain = recorded.between(pd.DataFrame(rows), "cats", "chess", 0.5)
+    assert gain["delta"] == 0.25 and 0 <= gain["low"] < 0.25 < gain["high"]
+    assert recorded.between(pd.DataFrame(rows), "cats", "chess", 0.7) is None
+    assert recorded.between(pd.DataFrame(rows[1:]), "cats", "chess", 0.5) is None
 
 
 def test_a_damaged_record_is_not_taken_for_an_absent_one(folder):
