@@ -14,7 +14,7 @@ from cats.models import LoadedModel
 from cats.thresholds import write_atomically
 
 SAMPLED = "sampled:"
-_AT_ONCE = 16
+_AT_ONCE = {"cpu": 16, "cuda": 512}  # a GPU's time for a step hardly depends on it
 
 
 def sampled(
@@ -40,11 +40,12 @@ def sampled(
     if first is None:
         raise CatsError("This tokenizer has neither BOS nor EOS to start a text from: train on a corpus.")
     lines: list[str] = []
+    at_once = _AT_ONCE[model.device.type]
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), tqdm(total=documents, desc="sampling", disable=None) as bar:
         torch.manual_seed(seed)
         while len(lines) < documents:
-            prompt = torch.full((min(_AT_ONCE, documents - len(lines)), 1), first, device=model.device)
+            prompt = torch.full((min(at_once, documents - len(lines)), 1), first, device=model.device)
             ids = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
