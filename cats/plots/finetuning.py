@@ -44,7 +44,7 @@ def curves(frames: Mapping[str, pd.DataFrame], x: str = "step", xlabel: str = "o
     """
     methods = _methods(frames)
     figure, panels = _grid(len(frames), 2.5)
-    for axes, (title, rows) in zip(panels, frames.items(), strict=True):
+    for axes, (heading, rows) in zip(panels, frames.items(), strict=True):
         for method in methods:
             part = rows[rows.method == method].groupby(x).value.agg(["mean", "min", "max"])
             if part.empty:
@@ -53,7 +53,7 @@ def curves(frames: Mapping[str, pd.DataFrame], x: str = "step", xlabel: str = "o
             band = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
             axes.plot(part.index, part["mean"], **look, markersize=4, label=title(method))
             axes.fill_between(part.index, part["min"], part["max"], **band)
-        axes.set_title(title, loc="left")
+        axes.set_title(heading, loc="left")
         axes.set_xlabel(xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _legend(figure, panels)
@@ -87,7 +87,7 @@ def realised(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """
     levels = sorted({level for rows in frames.values() for level in rows.sparsity})
     figure, panels = _grid(len(frames), 2.7, sharey=True)
-    for axes, (title, rows) in zip(panels, frames.items(), strict=True):
+    for axes, (heading, rows) in zip(panels, frames.items(), strict=True):
         for number, level in enumerate(levels):
             axes.axhline(level, color=plots.GREY, linestyle=":", linewidth=1.2)
             for moment, filled in ((BEFORE, False), (AFTER, True)):
@@ -96,7 +96,7 @@ def realised(frames: Mapping[str, pd.DataFrame]) -> Figure:
                 face = look["color"] if filled else "white"
                 label = f"{level:.0%}, {moment}"
                 axes.plot(part.layer, part.realised, **look, markerfacecolor=face, markersize=4, label=label)
-        axes.set_title(title, loc="left")
+        axes.set_title(heading, loc="left")
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0].set_ylabel("realised sparsity")
@@ -157,7 +157,7 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
     levels = sorted({level for rows in frames.values() for level in rows.sparsity})
     offsets = np.linspace(-0.18, 0.18, len(levels)) if len(levels) > 1 else [0.0]
     figure, panels = plots.figure(1.6 + 0.36 * len(recipes), ncols=len(frames), sharey=True, squeeze=False)
-    for axes, (title, rows) in zip(panels[0], frames.items(), strict=True):
+    for axes, (heading, rows) in zip(panels[0], frames.items(), strict=True):
         for number, level in enumerate(levels):
             part = rows[rows.sparsity == level]
             places = [recipes.index(recipe) + offsets[number] for recipe in part.recipe]
@@ -166,7 +166,7 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
             axes.plot(part.before, places, **look, markerfacecolor="white")
             axes.plot(part.after, places, **look, label=f"{level:.0%} gate sparsity")
         axes.axvline(0, color=plots.GREY, linewidth=1.2)
-        axes.set_title(title, loc="left")
+        axes.set_title(heading, loc="left")
         axes.set_xlabel("loss − dense, nats")
         axes.grid(axis="y", visible=False)
     panels[0, 0].set_yticks(range(len(recipes)), recipes)
