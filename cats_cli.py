@@ -143,6 +143,7 @@ def parser() -> Parser:
     )
     where.add_argument("--in-place", action="store_true", help="replace the committed notebooks")
     sub.add_argument("--force", action="store_true", help="run again what is up to date")
+    sub.add_argument("--jobs", type=count, default=2, metavar="N", help="chapters at a time (default: 2)")
     return top
 
 

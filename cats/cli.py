@@ -144,6 +144,7 @@ def reproduce(given: Namespace) -> None:
         output=Path(given.output).absolute() if given.output else None,
         in_place=given.in_place,
         force=given.force,
+        jobs=given.jobs,
     )
     executed = [run for run in runs if run.seconds is not None]
     if executed:

@@ -7,8 +7,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import papermill
@@ -17,11 +19,14 @@ import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
 from cats import chapters, paths
 from cats.errors import CatsError
 
 PARAMS = paths.BOOK / "params"
+# What these print of times and memory is of a machine that does nothing else.
+TIMED = {"08_kernels", "09_decoding", "10_batching", "14_finetuning"}
 LIVE = paths.ROOT / "_build" / "live"  # a copy of the book's surroundings, so that its relative paths hold
 
 
@@ -80,12 +85,14 @@ def reproduce(
     output: Path | None = None,
     in_place: bool = False,
     force: bool = False,
+    jobs: int = 1,
 ) -> list[Run]:
     """Run the chapters `wanted` (all if empty) under a profile; `parameters` go over the profile's.
 
     Executed notebooks go to `output` (default: a copy of the book in _build/live, from which `make book`
     builds the site), or replace the committed ones (`in_place`). A chapter that was run before with the same
     cells, parameters, library and data is kept, unless `force`: an interrupted run goes on where it stopped.
+    `jobs` chapters run at a time, each in a process of its own with its share of the cores, but for TIMED.
     Raises CatsError for an unknown chapter, profile or parameter before anything runs, and if one fails.
     """
     selected = chapters.select(wanted)
@@ -98,13 +105,43 @@ def reproduce(
     for known in defaults.values():
         _check_types(given, known)
     destination = paths.BOOK if in_place else output or _live_copy()
-    runs = []
+    work = {}
     for name in selected:
         changed = {k: given[k] for k, default in defaults[name].items() if given.get(k, default) != default}
-        run = _run(name, notebooks[name], changed, Path(destination), keep=not (force or in_place))
-        print(run, flush=True)
-        runs.append(run)
-    return runs
+        work[name] = (name, notebooks[name], changed, Path(destination), not (force or in_place))
+    runs = {}
+    together = [name for name in selected if name not in TIMED] if jobs > 1 else []
+    for run in _side_by_side([work[name] for name in together], jobs):
+        runs[run.chapter] = run
+    for name in selected:
+        if name not in runs:
+            runs[name] = _run(*work[name])
+            print(runs[name], flush=True)
+    return [runs[name] for name in selected]
+
+
+def _side_by_side(work: list[tuple], jobs: int) -> Iterator[Run]:
+    """Runs as they finish; after a failure no further one is begun."""
+    if not work:
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # spawned: a forked process would share sockets and locks of this one's event loop
+    with (
+        ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (threads,)) as pool,
+        tqdm(total=len(work), unit="chapter", disable=None) as bar,
+    ):
+        try:
+            for future in as_completed([pool.submit(_run, *each, progress=False) for each in work]):
+                run = future.result()
+                bar.write(str(run), file=sys.stdout)
+                bar.update()
+                yield run
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _take_share(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # kernels inherit it
 
 
 def _check_types(given: Mapping, defaults: Mapping) -> None:
@@ -135,7 +172,9 @@ def _live_copy() -> Path:
     return book
 
 
-def _run(name: str, notebook, parameters: dict, destination: Path, *, keep: bool) -> Run:
+def _run(
+    name: str, notebook, parameters: dict, destination: Path, keep: bool, *, progress: bool = True
+) -> Run:
     """Execute one chapter into `destination`, where only a whole, good notebook replaces what is there."""
     file = destination / f"{name}.ipynb"
     bare = chapters.bare(notebook)
@@ -147,7 +186,7 @@ def _run(name: str, notebook, parameters: dict, destination: Path, *, keep: bool
         folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with _PeakMemory() as memory:
-        executed = _execute(name, bare, partial, parameters, destination)
+        executed = _execute(name, bare, partial, parameters, destination, progress)
     seconds = time.perf_counter() - started
     chapters.strip(executed)
     executed.metadata["cats"] = {"code_sha256": chapters.code_hash(executed), "identity": identity}
@@ -156,7 +195,7 @@ def _run(name: str, notebook, parameters: dict, destination: Path, *, keep: bool
     return Run(name, file, seconds, memory.peak_gb)
 
 
-def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path):
+def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path, progress: bool):
     """papermill on one chapter, its current state after each cell in `partial`; failures as one sentence."""
     os.environ["CATS_CACHE"] = str(paths.CACHE)  # the kernel works in another folder
     # Waiting threads sleep: beside other work, spinning ones made a forward pass ten times slower.
@@ -168,7 +207,7 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path)
             parameters=parameters,
             kernel_name="python3",
             language="python",
-            progress_bar=sys.stderr.isatty(),
+            progress_bar=progress and sys.stderr.isatty(),
             cwd=folder,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no line about each kernel's start and end
         )

@@ -59,6 +59,15 @@ def test_runs_every_chapter_under_a_profile_and_leaves_the_committed_ones(book, 
     assert printed(book / "01_first.ipynb") == ""
 
 
+def test_chapters_at_a_time_give_what_one_after_another_gives(book, tmp_path, capfd):
+    runs = reproduce.reproduce(profile="other", output=tmp_path / "out", jobs=2)
+    assert [run.chapter for run in runs] == ["01_first", "02_second"]
+    assert printed(tmp_path / "out" / "01_first.ipynb") == "6\n"
+    assert printed(tmp_path / "out" / "02_second.ipynb") == "other" * 5 + "\n"
+    lines = capfd.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines) == ["01_first", "02_second"]
+
+
 def test_parameters_go_over_the_profile(book, tmp_path):
     reproduce.reproduce(["02"], profile="other", parameters={"word": "x"}, output=tmp_path)
     assert printed(tmp_path / "02_second.ipynb") == "xxxxx\n"
