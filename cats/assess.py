@@ -15,27 +15,26 @@ from cats.suite import Suite
 
 def main(given: Namespace) -> None:
     """Check everything first, then evaluate; `given` as `cats_cli` parses it."""
+    runs = _runs(given)
+    checked = plans.check(runs, given.data_dir)
     if given.dry_run:
-        for line in plans.check(_runs(given), given.data_dir):
-            print(line)
+        print("\n".join(checked))
         return
-    crew = join(given.device or "cpu")
+    crew = join(runs[0].device if runs else "cpu")
     output = Path(given.output)
     if given.plan:
-        plans.check(_runs(given), given.data_dir)
         folder = Path(given.records) if given.records else output
         done = plans.execute(
-            _runs(given), output, crew=crew, data_dir=given.data_dir, minutes=given.minutes, records=folder
+            runs, output, crew=crew, data_dir=given.data_dir, minutes=given.minutes, records=folder
         )
         if crew.leads:
             print("Everything is recorded." if done else "Time is up: the same command goes on.")
     else:
-        _one(_runs(given)[0], given, crew, output)
+        _one(runs[0], given, crew, output)
     crew.leave()
 
 
 def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
-    plans.check([run], given.data_dir)
     memory.check(run.model, models.config(run.model), run.dtype, crew.device)
     loaded = models.load(run.model, dtype=run.dtype, device=crew.device, seed=run.seed)
     if loaded.tokenizer is None:

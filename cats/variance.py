@@ -74,9 +74,7 @@ class Analysis:
                 name: levels[place]
                 for name, levels, place in zip(self.factors, self.levels, places, strict=True)
             }
-            for places in (
-                np.unravel_index(choose(self.cells), self.cells.shape) for choose in (np.argmin, np.argmax)
-            )
+            for places in self._ends()
         )
 
     def spread(self, order: int = 2) -> tuple[float, float]:
@@ -85,9 +83,7 @@ class Analysis:
         The difference of two cells is the sum of the differences of their effects, so the share is exact; it
         is above 1 where larger interactions take some back, and 0 where all cells are equal.
         """
-        low, high = (
-            np.unravel_index(choose(self.cells), self.cells.shape) for choose in (np.argmin, np.argmax)
-        )
+        low, high = self._ends()
         gap = float(self.cells[high] - self.cells[low])
         by_effects = sum(
             effect[self._places(names, high)] - effect[self._places(names, low)]
@@ -103,6 +99,10 @@ class Analysis:
         return pd.DataFrame(
             {"level": self.levels[axis], "mean": moved.mean(1), "low": moved.min(1), "high": moved.max(1)}
         )
+
+    def _ends(self) -> list[tuple]:
+        """Where the smallest and the largest cell are."""
+        return [np.unravel_index(choose(self.cells), self.cells.shape) for choose in (np.argmin, np.argmax)]
 
     def _places(self, names: tuple[str, ...], cell: tuple) -> tuple:
         return tuple(cell[self.factors.index(name)] for name in names)
