@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -95,3 +96,17 @@ def percent(axis) -> None:
 def figure(height: float = 3.4, **options) -> tuple[Figure, Axes]:
     """A figure of the book's width, `height` in inches; options of `plt.subplots`."""
     return plt.subplots(figsize=(WIDTH, height), **options)
+
+
+def offsets(count: int, spread: float) -> np.ndarray:
+    """Places of `count` marks beside each other, from -spread to spread around 0; one is at 0."""
+    return np.linspace(-spread, spread, count) if count > 1 else np.zeros(count)
+
+
+def legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend above the figure for all `panels`, each label once."""
+    known = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=2, frameon=False)

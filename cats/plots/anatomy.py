@@ -50,8 +50,7 @@ def by_layer(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         plots.percent(axes.yaxis)
     panels[0].set_ylabel("neurons")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0]])
     return figure
 
 
@@ -86,6 +85,5 @@ def chunks(tables: Mapping[str, pd.DataFrame]) -> Figure:
     panels[0, 0].set_ylim(bottom=0)
     plots.percent(panels[0, 0].yaxis)
     panels[0, 0].set_ylabel("neurons none of them needs")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0, 0]])
     return figure

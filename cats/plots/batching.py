@@ -33,8 +33,7 @@ def union(rows: pd.DataFrame) -> Figure:
         axes.set_ylim(0, 1.04)
         plots.percent(axes.yaxis)
     panels[0, 0].set_ylabel("neurons that some row keeps")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0, 0]])
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -56,7 +55,7 @@ def curves(frames: Mapping[str, pd.DataFrame], x: str = "step", xlabel: str = "o
         axes.set_title(heading, loc="left")
         axes.set_xlabel(xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    _legend(figure, panels)
+    plots.legend(figure, panels)
     return figure
 
 
@@ -76,7 +75,7 @@ def unequal(rows: pd.DataFrame) -> Figure:
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panels[0].set_ylabel("loss, nats a token")
-    _legend(figure, panels)
+    plots.legend(figure, panels)
     return figure
 
 
@@ -101,7 +100,7 @@ def realised(frames: Mapping[str, pd.DataFrame]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0].set_ylabel("realised sparsity")
     plots.percent(panels[0].yaxis)
-    _legend(figure, panels)
+    plots.legend(figure, panels)
     return figure
 
 
@@ -131,7 +130,7 @@ def checkpoints(curve: pd.DataFrame, kept: Mapping[str, int]) -> Figure:
     axes.set_ylim(min(0.4, curve[["indomain_accuracy", "accuracy"]].min().min() - 0.15), 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     plots.percent(axes.yaxis)
-    _legend(figure, [axes])
+    plots.legend(figure, [axes])
     return figure
 
 
@@ -144,7 +143,7 @@ def layers(lines: Mapping[str, Sequence[float]], target: float) -> Figure:
     axes.set(xlabel="layer", ylabel="share zeroed")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     plots.percent(axes.yaxis)
-    _legend(figure, [axes])
+    plots.legend(figure, [axes])
     return figure
 
 
@@ -155,7 +154,7 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """
     recipes = list(dict.fromkeys(recipe for rows in frames.values() for recipe in rows.recipe))
     levels = sorted({level for rows in frames.values() for level in rows.sparsity})
-    offsets = np.linspace(-0.18, 0.18, len(levels)) if len(levels) > 1 else [0.0]
+    offsets = plots.offsets(len(levels), 0.18)
     figure, panels = plots.figure(1.6 + 0.36 * len(recipes), ncols=len(frames), sharey=True, squeeze=False)
     for axes, (heading, rows) in zip(panels[0], frames.items(), strict=True):
         for number, level in enumerate(levels):
@@ -171,7 +170,7 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
         axes.grid(axis="y", visible=False)
     panels[0, 0].set_yticks(range(len(recipes)), recipes)
     panels[0, 0].set_ylim(len(recipes) - 0.5, -0.5)
-    _legend(figure, panels[0])
+    plots.legend(figure, panels[0])
     return figure
 
 
@@ -193,11 +192,3 @@ def _grid(count: int, height: float, **options) -> tuple[Figure, Sequence[Axes]]
     for axes in panels.flat[count:]:
         axes.remove()
     return figure, list(panels.flat[:count])
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    known = {}
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        known |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in known}
-    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=2, frameon=False)

@@ -35,8 +35,7 @@ def pareto(
     for family in [name for name in rivals.FAMILIES if name in met]:
         panels[0, 0].plot([], [], **_LOOKS[family], label=family)
     panels[0, 0].plot([], [], color=plots.LIGHT, linewidth=5, label="Pareto front")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0, 0]])
     return figure
 
 

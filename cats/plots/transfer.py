@@ -27,8 +27,7 @@ def by_layer(lines: pd.DataFrame) -> Figure:
         axes.set_ylabel("realised − target,\npoints")
     panels[-1, 0].set_xlabel("layer")
     panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0, 0]])
     return figure
 
 
@@ -43,7 +42,7 @@ def dots(frames: Mapping[str, pd.DataFrame], value: str, xlabel: str, *, scale: 
     figure, panels = plots.figure(
         1.2 + sum(heights), nrows=len(frames), sharex=True, squeeze=False, height_ratios=heights
     )
-    offsets = np.linspace(-0.3, 0.3, len(labels)) if len(labels) > 1 else [0.0]
+    offsets = plots.offsets(len(labels), 0.3)
     handles: dict = {}
     for axes, (title, rows) in zip(panels[:, 0], frames.items(), strict=True):
         texts = list(dict.fromkeys(rows.evaluated))

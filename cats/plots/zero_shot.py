@@ -18,7 +18,7 @@ def forest(rows: pd.DataFrame) -> Figure:
     rows = rows[rows.delta_acc.notna()]
     tasks, labels = list(dict.fromkeys(rows.task)), list(dict.fromkeys(rows.label))
     figure, axes = plots.figure(1.5 + 0.15 * len(tasks) * max(len(labels), 3))
-    offsets = np.linspace(-0.3, 0.3, len(labels)) if len(labels) > 1 else [0.0]
+    offsets = plots.offsets(len(labels), 0.3)
     for number, name in enumerate(labels):
         part = rows[rows.label == name]
         places = [tasks.index(task) + offsets[number] for task in part.task]
@@ -75,8 +75,7 @@ def kept(rows: pd.DataFrame) -> Figure:
     narrow = np.ptp(rows.share) < 0.06
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if narrow else 0))
     panels[0].set_ylabel("share of the dense average")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0]])
     return figure
 
 
@@ -87,7 +86,7 @@ def losses(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """
     rules = list(dict.fromkeys(rule for rows in frames.values() for rule in rows.rule))
     levels = sorted({level for rows in frames.values() for level in rows.gate_sparsity})
-    offsets = np.linspace(-0.2, 0.2, len(levels)) if len(levels) > 1 else [0.0]
+    offsets = plots.offsets(len(levels), 0.2)
     figure, panels = plots.figure(1.7 + 0.34 * len(rules), ncols=len(frames), sharey=True, squeeze=False)
     for axes, (title, rows) in zip(panels[0], frames.items(), strict=True):
         for number, level in enumerate(levels):
@@ -105,6 +104,5 @@ def losses(frames: Mapping[str, pd.DataFrame]) -> Figure:
     panels[0, len(frames) // 2].set_xlabel("loss − dense, nats")
     panels[0, 0].set_yticks(range(len(rules)), rules)
     panels[0, 0].set_ylim(len(rules) - 0.5, -0.5)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    plots.legend(figure, [panels[0, 0]])
     return figure
