@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from cats.errors import CatsError
 
@@ -101,6 +103,56 @@ def read_bandwidth(gib: float = 2.0, runs: int = 10) -> float:
 
     timing = time_graph(read, calls=2, runs=runs)
     return data.numel() * 4 / timing.p5 / 1e3
+
+
+def timeline(step: Callable[[], object], *, steps: int = 20, warmup: int = 2) -> list[dict]:
+    """The kernels of one step in order: {"kernel": name, "us": its time, "gap_us": idle time before it}.
+
+    Medians over `steps` profiled steps. A kernel that starts while another runs (programmatic dependent
+    launch) is charged with what it adds after that one's end, so times and gaps sum to the step. Without a
+    GPU: the operators of the CPU. Raises CatsError where steps differ in their kernels.
+    """
+    on_gpu = torch.cuda.is_available()
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    for _ in range(warmup):
+        step()
+    wait()
+    with profile(activities=[activity]) as profiler:
+        for _ in range(steps):
+            step()
+        wait()
+    wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    events = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events()
+        if event.device_type == wanted and event.cpu_parent is None
+    ]
+    return _one_step(sorted(events), steps)
+
+
+def _one_step(events: list[tuple[float, float, str]], steps: int) -> list[dict]:
+    """`timeline` of events (start, end, name) in µs, sorted, of equal steps."""
+    count = len(events) // steps
+    names = [name for _, _, name in events]
+    if not count or names != names[:count] * steps:
+        raise CatsError(
+            f"{len(events)} kernels of {steps} steps do not repeat: "
+            "profile a step that does the same each time."
+        )
+    end, times, gaps = events[0][0], [], []
+    for first, last, _ in events:
+        gaps.append(max(0.0, first - end))
+        times.append(max(0.0, last - max(first, end)))
+        end = max(end, last)
+    return [
+        {
+            "kernel": names[i],
+            "us": statistics.median(times[i::count]),
+            "gap_us": statistics.median(gaps[i::count]),
+        }
+        for i in range(count)
+    ]
 
 
 def _between_events(work: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ from cats.errors import CatsError
 # The compile recipe that made dense decoding fastest on an H100: matrix-vector products as tuned reductions.
 # Without coordinate descent Inductor keeps cuBLAS for one row, 7 to 17 % slower in the MLP.
 FASTEST = {"coordinate_descent_tuning": True}
+_KEPT = "_cats_decoder"  # where a model keeps its decoder
 CHUNK = 16  # steps between two looks for an end-of-sequence token: one host synchronisation in 16 tokens
 
 
@@ -190,11 +191,16 @@ def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
         (type(m), getattr(m, "observer", None) is None, getattr(m, "prefill", None)) for m in model.modules()
     ]
     state += [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
-    known = model.__dict__.get("_cats_decoder")
+    known = model.__dict__.get(_KEPT)
     if known is None or known.state != state or known.batch != batch or known.length < length:
         rounded = 256 * -(-length // 256)  # so that a slightly longer prompt finds the same graph
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", rounded)
         known = Decoder(model, max(length, min(rounded, limit)), batch=batch)
         known.state = state
-        model.__dict__["_cats_decoder"] = known  # kept here, so that it goes when the model goes
+        model.__dict__[_KEPT] = known  # kept here, so that it goes when the model goes
     return known
+
+
+def release(model: nn.Module) -> None:
+    """Drop the decoder kept with `model`: its cache, and the memory of its graph."""
+    model.__dict__.pop(_KEPT, None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cats import calibration, models, records
+from cats import benchmarking, calibration, models, records
 from cats.errors import CatsError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels" / "bench"))
@@ -17,6 +17,7 @@ import decode
 import latency
 import mlp
 import overlap
+import step
 import tune
 import workload
 
@@ -107,6 +108,29 @@ def test_decoding_writes_a_record(monkeypatch, tmp_path):
     assert dense.speedup_over_best_dense.max() == 1
     assert (cats.realised_sparsity - 0.5).abs().max() < 0.2
     assert (cats.bound_speedup > 1).all()
+
+
+def test_a_step_by_its_kernels(monkeypatch, tmp_path):
+    net = toy_model()
+    info = {"id": "toy", "weights": "random", "parameters": 0}
+    monkeypatch.setattr(models, "load", lambda *_, **__: models.LoadedModel(net, None, info))
+    run(monkeypatch, step, "--dtype", "float32", "--prompt", 8, "--new", 7, "--sparsity", 0.5,
+        "--output", tmp_path)  # fmt: skip
+    rows = records.read("decode_step", folder=tmp_path).rows
+    for sparsity in (0.0, 0.5):
+        found = rows[rows.sparsity == sparsity]
+        assert list(found.order) == list(range(len(found))) and len(found) > 10
+        assert (found.us > 0).any() and (found.gap_us >= 0).all()
+
+
+def test_kernels_that_overlap_are_counted_once():
+    step = [(0, 10, "a"), (8, 15, "b"), (18, 20, "c")]  # b waits for a, then adds 5; idle from 15 to 18
+    events = [(start + at, end + at, name) for at in (0, 30, 60) for start, end, name in step]
+    found = benchmarking._one_step(events, 3)
+    assert [each["us"] for each in found] == [10, 5, 2]
+    assert [each["gap_us"] for each in found] == [10, 0, 3], "the gap before a: from the step before"
+    with pytest.raises(CatsError, match="do not repeat"):
+        benchmarking._one_step([*events[:-1], (78, 80, "d")], 3)
 
 
 def test_union_densities(monkeypatch):

@@ -41,6 +41,7 @@ class Bench:
         self.model, self.info, self.tokenizer = loaded.model, loaded.info, loaded.tokenizer
         self.trained = loaded.info["weights"] == "trained"
         self.bytes = accounting.account(self.model)
+        self.length = options.prompt + max(options.new)
         self.prompt, self.data = self._prompt()
         self.rows: list[dict] = []
         self.best: dict[int, float] = {}
@@ -68,7 +69,10 @@ class Bench:
                 corpora.load(), self.tokenizer, tokens=self.options.tokens, sequence_length=512, pad=False
             )
             return calibration.calibrate(self.model, text, source={"corpus": text.info})
-        decoder = decoding.Decoder(self.model, self.options.prompt + max(self.options.new), options=None)
+        if "loop" in self.options.dense:
+            decoder = decoding.decoder_for(self.model, self.length)  # the one measured: nothing to compile
+        else:
+            decoder = decoding.Decoder(self.model, self.length, options=None)
         ids = decoder.generate(self.prompt, max(self.options.new)).tokens
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return calibration.calibrate(self.model, [batch], skip_first=self.options.prompt)
@@ -80,6 +84,8 @@ class Bench:
     def sparse(self) -> None:
         """Every variant at every sparsity: what it compiled serves all of them."""
         thresholds = self.thresholds()
+        decoding.release(self.model)
+        attention.remove(self.model)  # as dense: Transformers' own loops without this project's attention
         variants = ordered(self.options.sparse)
         for variant in tqdm(variants, desc=self.name, disable=None):
             for sparsity in self.options.sparsity:
@@ -89,7 +95,7 @@ class Bench:
                 self._rows(f"cats_{variant}", variant, sparsity)
 
     def _rows(self, name: str, variant: str, sparsity: float) -> None:
-        limit = self.options.transformers_limit if variant in TRANSFORMERS else max(self.options.new)
+        limit = self.options.generate_limit if variant.startswith("generate") else max(self.options.new)
         for new in self.options.new:
             if new <= limit:
                 self._row(name, RUNNERS.get(variant, loop), sparsity, new)
@@ -102,7 +108,8 @@ class Bench:
             run(self, variant, new)  # compiles and warms up; only a static cache compiles for each length
             self.warm.add(variant)
         warmup_s = time.perf_counter() - start
-        samples = [run(self, variant, new) for _ in range(1 if self.options.quick else self.options.runs)]
+        runs = 1 if self.options.quick or new > self.options.repeat_limit else self.options.runs
+        samples = [run(self, variant, new) for _ in range(runs)]
         rates = sorted(rate for rate, _, _ in samples)
         tokens = samples[-1][2]
         rate = rates[len(rates) // 2]
@@ -173,12 +180,11 @@ def ordered(variants: list[str]) -> list[str]:
 def loop(bench: Bench, variant: str, new: int):
     """This project's decoding loop; one decoder serves all lengths, and all sparsities of a sparse model."""
     attention.install(bench.model)
-    length = bench.options.prompt + max(bench.options.new)
     options = LOOPS[variant.split("_", 1)[1]]
     if options is decoding.FASTEST:
-        decoder = decoding.decoder_for(bench.model, length)
+        decoder = decoding.decoder_for(bench.model, bench.length)
     elif variant not in bench.decoders:
-        bench.decoders[variant] = decoder = decoding.Decoder(bench.model, length, options=options)
+        bench.decoders[variant] = decoder = decoding.Decoder(bench.model, bench.length, options=options)
     else:
         decoder = bench.decoders[variant]
     generation = decoder.generate(bench.prompt, new)
@@ -240,9 +246,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="keep so many layers of a geometry")
     parser.add_argument("--tokens", type=int, default=32768, help="calibration tokens of a trained model")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument(
-        "--transformers-limit", type=int, default=128, help="longest output of Transformers' own loops"
-    )
+    parser.add_argument("--repeat-limit", type=int, default=512, help="longest output that is run repeatedly")
+    parser.add_argument("--generate-limit", type=int, default=128, help="longest output of generate()")
     options = workload.finish(parser)
     if min(options.new) < 2:
         raise CatsError("--new must be at least 2: the first token belongs to the prompt.")
