@@ -78,9 +78,7 @@ class Calibration:
         added.
         """
         later = {"rows": None, "padding": "excluded", "batch_size": None}
-        return {
-            key: value for key, value in asdict(self).items() if key not in later or value != later[key]
-        }
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
     def batches(self, tokenizer, device: str) -> corpora.Batches:
         """The text, tokenised; errors as `cats.corpora.load` and `cats.corpora.batches`."""
