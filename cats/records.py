@@ -30,6 +30,7 @@ COLUMNS = {
         "decode": "geometry weights sparsity variant prompt_tokens new_tokens tokens_per_s "
         "speedup_over_best_dense bound_speedup peak_memory_gb",
         "decode_step": "geometry weights sparsity order kernel us gap_us",
+        "checks": "tool file test outcome seconds findings",
         "zero_shot": _SCORES,
         "generation": "model method gate_sparsity model_sparsity realised_sparsity task documents "
         "exact_match exact_match_se delta_low delta_high",
@@ -39,7 +40,7 @@ COLUMNS = {
         "finetuning": "model method sparsity seed step heldout_nll_nats zero_shot_avg realised_sparsity",
     }.items()
 }
-KERNEL_EXPERIMENTS = {"mlp_latency", "decode", "decode_step"}
+KERNEL_EXPERIMENTS = {"mlp_latency", "decode", "decode_step", "checks"}
 _PARTS = (
     *("experiment", "parameters", "rows", "model", "data"),
     *("hardware", "software", "git", "kernel_hash", "utc", "wall_s"),

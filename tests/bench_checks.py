@@ -13,6 +13,7 @@ from cats.errors import CatsError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels" / "bench"))
 import batch
+import checks
 import decode
 import latency
 import mlp
@@ -131,6 +132,31 @@ def test_kernels_that_overlap_are_counted_once():
     assert [each["gap_us"] for each in found] == [10, 0, 3], "the gap before a: from the step before"
     with pytest.raises(CatsError, match="do not repeat"):
         benchmarking._one_step([*events[:-1], (78, 80, "d")], 3)
+
+
+def test_a_report_of_the_checks(monkeypatch, tmp_path, capsys):
+    run(
+        monkeypatch,
+        checks,
+        "--tools",
+        "plain",
+        "--select",
+        "test_what_does_not_fit_is_said",
+        "--output",
+        tmp_path,
+    )
+    row = records.read("checks", folder=tmp_path).rows.iloc[0]
+    assert (row.file, row.outcome) == (
+        "kernel_checks",
+        "passed",
+    ) and "1 of 1 passed" in capsys.readouterr().out
+
+
+def test_what_the_sanitizer_counted():
+    assert checks.findings("x\n========= ERROR SUMMARY: 0 errors\n") == 0
+    assert checks.findings("========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)\n") == 3
+    with pytest.raises(CatsError, match="no summary"):
+        checks.findings("Segmentation fault")
 
 
 def test_union_densities(monkeypatch):

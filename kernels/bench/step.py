@@ -36,7 +36,7 @@ def profile(bench: decode.Bench, sparsity: float) -> list[dict]:
     decode.loop(bench, "dense_loop", 2)  # compiles
     decoder = decoding.decoder_for(bench.model, bench.length)
     decoder.prefill(bench.prompt)
-    kernels = benchmarking.timeline(decoder.step, steps=max(bench.options.new) - 4, warmup=2)
+    kernels = benchmarking.timeline(decoder.step, steps=min(20, max(bench.options.new) - 4), warmup=2)
     print(
         f"{bench.name:<22} {sparsity:4.2f} {len(kernels)} kernels, {sum(k['us'] for k in kernels):.0f} us "
         f"and {sum(k['gap_us'] for k in kernels):.0f} us between them"
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["llama-2-7b"], help="geometries or trained models")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--new", type=int, nargs="+", default=[32], help="tokens, the first 4 not timed")
+    parser.add_argument("--new", type=int, nargs="+", default=[32], help="tokens that the cache has room for")
     parser.add_argument("--layers", type=int, help="keep so many layers of a geometry")
     parser.add_argument("--tokens", type=int, default=32768, help="calibration tokens of a trained model")
     parser.set_defaults(dense=["loop"])
