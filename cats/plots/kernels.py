@@ -160,6 +160,103 @@ def reported_decoding(rows: pd.DataFrame, bounds: Mapping[str, float]) -> Figure
     return figure
 
 
+def roofline(rows: pd.DataFrame, bandwidth: float, fixed_us: float) -> Figure:
+    """GB/s reached against the bytes of a call, under the measured bandwidth and with a fixed cost.
+
+    `rows`: kind (drawn alike), megabytes, gbs; `bandwidth` in GB/s; `fixed_us`: µs of a call besides reading.
+    """
+    figure, axes = plots.figure(3.8)
+    span = np.geomspace(0.8 * rows.megabytes.min(), 1.25 * rows.megabytes.max(), 100)
+    axes.axhline(bandwidth, color=plots.BLACK, linestyle="--", linewidth=1.2)
+    axes.plot(
+        span, span * 1e3 / (fixed_us + span * 1e3 / bandwidth), color=plots.LIGHT, linewidth=6, zorder=1
+    )
+    looks = [(plots.GREY, "D"), (plots.BLUE, "o"), (plots.VERMILION, "^")]
+    for (colour, marker), (kind, found) in zip(looks, rows.groupby("kind", sort=False), strict=False):
+        axes.scatter(
+            found.megabytes, found.gbs, color=colour, marker=marker, s=30, label=kind, zorder=2, linewidths=0
+        )
+    axes.set_xscale("log")
+    ticks = [t for t in (20, 50, 100, 200, 500, 1000, 2000) if span[0] < t < span[-1]]
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.12 * bandwidth)
+    axes.set(xlabel="MB that a call must read", ylabel="GB/s reached")
+    axes.annotate(
+        "a kernel that only reads",
+        (span[0], bandwidth),
+        xytext=(2, 4),
+        textcoords="offset points",
+        va="bottom",
+    )
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def decoding_rates(rows: pd.DataFrame) -> Figure:
+    """Tokens/s against gate sparsity, a panel a model: this book's loop, dense baselines, the byte bound.
+
+    `rows`: geometry, variant, sparsity, new_tokens, tokens_per_s, bound_speedup; variants as the records name
+    them: {dense, cats} x {loop, generate_static, generate_eager}.
+    """
+    names = list(dict.fromkeys(rows.geometry))
+    figure, panels = plots.figure(3.9, ncols=len(names), sharey=True, squeeze=False)
+    lengths = sorted(rows.new_tokens.unique())
+    for axes, name in zip(panels[0], names, strict=True):
+        here = rows[rows.geometry == name]
+        loop = here[here.variant.isin(("dense_loop", "cats_loop"))].sort_values("sparsity")
+        short = loop[loop.new_tokens == lengths[0]]
+        axes.plot(
+            short.sparsity, short.tokens_per_s.iloc[0] * short.bound_speedup,
+            color=plots.BLACK, linestyle="--", linewidth=1.2, label="dense × byte bound",
+        )  # fmt: skip
+        for place, length in enumerate(lengths):
+            found = loop[loop.new_tokens == length]
+            if len(found):
+                colour = plots.shade(1 - 0.45 * place)
+                axes.plot(
+                    found.sparsity, found.tokens_per_s, color=colour, marker="o", markersize=4,
+                    label=f"loop, {length} tokens",
+                )  # fmt: skip
+        for variant, colour, marker in (("static", plots.ORANGE, "s"), ("eager", plots.GREY, "D")):
+            found = here[here.variant.str.endswith(f"generate_{variant}")].sort_values("sparsity")
+            axes.plot(
+                found.sparsity, found.tokens_per_s, color=colour, marker=marker, markersize=4, linestyle=":",
+                label={"static": "generate, static cache", "eager": "generate, eager"}[variant],
+            )  # fmt: skip
+        axes.set_title(name)
+        ticks = sorted(here.sparsity.unique())
+        axes.set_xticks(ticks, [f"{100 * s:.0f}" for s in ticks])
+        axes.set_xlabel("gate sparsity, %")
+    panels[0][0].set_ylim(bottom=0)
+    panels[0][0].set_ylabel("tokens per second")
+    plots.legend(figure, list(panels[0]))
+    return figure
+
+
+def step(rows: pd.DataFrame) -> Figure:
+    """µs of one decoded token by part, a stacked bar for each row; `rows`: one column a part, named rows."""
+    figure, axes = plots.figure(0.9 + 0.62 * len(rows))
+    colours = [plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.SKY, plots.LIGHT]
+    start = np.zeros(len(rows))
+    for (part, values), colour in zip(rows.items(), colours, strict=False):
+        bars = axes.barh(
+            rows.index, values, left=start, color=colour, label=part, height=0.6, edgecolor="white"
+        )
+        for bar, value in zip(bars, values, strict=True):
+            if value > 0.06 * rows.sum(axis=1).max():
+                axes.annotate(
+                    f"{value:.0f}", (bar.get_x() + value / 2, bar.get_y() + bar.get_height() / 2),
+                    ha="center", va="center", color="white" if colour == plots.BLUE else plots.BLACK,
+                )  # fmt: skip
+        start += values.to_numpy()
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="latency, µs", ylabel="one token")
+    plots.legend(figure, [axes])
+    return figure
+
+
 def launches(rows: pd.DataFrame) -> Figure:
     """µs of one gated MLP when a CUDA graph starts it, and when Python starts each kernel.
 
