@@ -81,8 +81,8 @@ def told(name: str, analysis: Analysis) -> str:
     low, high = (", ".join(place.values()) for place in analysis.extremes())
     return (
         f"{name}: {first.effect} explains most, {first.share:.0%} of the variation; single choices and pairs "
-        f"explain {analysis.explained():.0%}. The spread of {gap:.2f} lies between {low} and {high}; single "
-        f"choices and pairs make up {share:.0%} of it."
+        f"together explain {analysis.explained():.1%}. Lowest is ({low}), highest ({high}), {gap:.2f} apart; "
+        f"single choices and pairs make up {share:.1%} of that distance."
     )
 
 

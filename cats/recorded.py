@@ -23,7 +23,7 @@ def sentence(experiment: str, slug: str) -> str:
     """Where the numbers come from, or that nothing is recorded, as a sentence of a chapter."""
     record = find(experiment, slug)
     if record is None:
-        return f"No measurement is recorded under {experiment}-{slug}: only what was computed here is shown."
+        return _missing([f"{experiment}-{slug}"])
     device, day = record.content["hardware"]["device"], record.content["utc"][:10]
     changed = "; the kernels have changed since" if record.stale else ""
     return f"Measured on {device}, {day}, record {record.path.stem}{changed}."
@@ -38,12 +38,11 @@ def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:
 
 
 def provenance(experiment: str, slugs: Sequence[str]) -> str:
-    """A line for each record: where it comes from, or that there is none."""
-    lines = []
-    for slug in slugs:
-        record = find(experiment, slug)
-        lines.append(sentence(experiment, slug) if record is None else record.provenance())
-    return "\n".join(lines)
+    """A line for each record there is, and one sentence that names those there are not."""
+    held = {slug: find(experiment, slug) for slug in slugs}
+    lines = [record.provenance() for record in held.values() if record is not None]
+    missing = [f"{experiment}-{slug}" for slug, record in held.items() if record is None]
+    return "\n".join([*lines, _missing(missing)] if missing else lines)
 
 
 def label(row) -> str:
@@ -82,3 +81,7 @@ def sources(outcomes: Sequence) -> list[dict]:
             "sha256": digest if isinstance(digest, str) else next(iter(digest.values()), "unknown"),
         }
     return list(known.values())
+
+
+def _missing(names: Sequence[str]) -> str:
+    return f"No measurement is recorded under {', '.join(names)}: only what was computed here is shown."

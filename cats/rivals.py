@@ -21,7 +21,7 @@ NONE = "none known"
 # Of each rule, the kernel that decodes with it: from the sources' repositories and papers, read in 2026.
 KERNELS = {
     "cats": OWN,
-    "up-threshold": "FloE: Triton, for the experts of a mixture; COUNTDOWN: Triton, by its paper",
+    "up-threshold": "FloE: on the design of CATS, for experts of a mixture; COUNTDOWN: Triton, by its paper",
     "scap": "the down kernel of CATS, in fp32",
     "teal": "its own: Triton, fp16, one row",
     "teal-greedy": "that of teal; its code decodes with uniform shares",
@@ -130,7 +130,8 @@ def duel(rows: pd.DataFrame, one: str = "teal", other: str = "cats") -> str:
 
 def ranks(rows: pd.DataFrame, column: str, *, best: str = "least") -> pd.DataFrame:
     """For each level of model-level sparsity a row: level, rules (how many), best, best_value, cats (its
-    value, None where it is absent), place (of CATS, 1 for the best) and ahead (rules that beat it, in order).
+    value, None where it is absent), place (of CATS, 1 for the best), ahead (rules that beat it, in order) and
+    behind (rules that it beats, in order).
 
     `rows`: rule, level and `column`; `best` "least" or "most" of it.
     """
@@ -148,6 +149,7 @@ def ranks(rows: pd.DataFrame, column: str, *, best: str = "least") -> pd.DataFra
                 "cats": None if place is None else float(ordered[column].iloc[place]),
                 "place": None if place is None else place + 1,
                 "ahead": [] if place is None else names[:place],
+                "behind": [] if place is None else names[place + 1 :],
             }
         )
     return pd.DataFrame(found)
@@ -159,7 +161,14 @@ def verdict(rank, unit: str) -> str:
     first = f"{rank.best} is best of {rank.rules} rules ({rank.best_value:+.3f} {unit})"
     if rank.place is None or pd.isna(rank.place) or rank.place == 1:
         return f"{at}, {first}."
-    return f"{at}, {first}; CATS is number {int(rank.place)} ({rank.cats:+.3f} {unit})."
+    place = f"ahead of {_listed(rank.behind)}, behind {_listed(rank.ahead)}" if rank.behind else "last"
+    return f"{at}, {first}; CATS ({rank.cats:+.3f} {unit}) is {place}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: "a", "a and b", "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:

@@ -88,9 +88,9 @@ def label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, ga
         )
 
 
-def percent(axis) -> None:
-    """Ticks of a share as per cent."""
-    axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=None))
+def percent(axis, decimals: int | None = None) -> None:
+    """Ticks of a share as per cent, with as many decimals as their range takes unless `decimals` says."""
+    axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=decimals))
 
 
 def figure(height: float = 3.4, **options) -> tuple[Figure, Axes]:

@@ -46,10 +46,11 @@ def by_layer(tables: Mapping[str, pd.DataFrame]) -> Figure:
             axes.plot(rows.layer, rows[column], **plots.style(number), markersize=4, label=name)
         axes.set_title(title, loc="left")
         axes.set_xlabel("layer")
-        axes.set_ylim(0, max(0.02, 1.08 * max(rows[column].max() for rows in tables.values())))
+        top = max(0.05, 1.08 * max(rows[column].max() for rows in tables.values()))
+        axes.set_ylim(-0.03 * top, top)  # marks at zero are whole
         axes.xaxis.get_major_locator().set_params(integer=True)
-        plots.percent(axes.yaxis)
-    panels[0].set_ylabel("neurons")
+        plots.percent(axes.yaxis, decimals=0)
+    panels[0].set_ylabel("neurons of the layer")
     plots.legend(figure, [panels[0]])
     return figure
 
@@ -74,9 +75,9 @@ def chunks(tables: Mapping[str, pd.DataFrame]) -> Figure:
             means.by_frequency,
             color=plots.BLACK,
             linestyle="--",
-            label="neurons keep their frequency",
+            label="independent tokens",
         )
-        axes.plot(means.index, means.independent, color=plots.BLACK, linestyle=":", label="all neurons alike")
+        axes.plot(means.index, means.independent, color=plots.BLACK, linestyle=":", label="and neurons alike")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows.chunk_tokens.unique()))
         axes.xaxis.set_major_formatter("{x:.0f}")

@@ -53,7 +53,7 @@ def shares(tables: Mapping[str, pd.DataFrame], most: int = 6) -> Figure:
     """
     counts = [min(len(table), most + 1) for table in tables.values()]
     figure, panels = plots.figure(
-        0.8 + sum(0.6 + 0.34 * count for count in counts),
+        1.1 + sum(0.6 + 0.34 * count for count in counts),
         nrows=len(tables),
         squeeze=False,
         gridspec_kw={"height_ratios": counts},
@@ -79,5 +79,5 @@ def shares(tables: Mapping[str, pd.DataFrame], most: int = 6) -> Figure:
     panels[-1, 0].set_xlabel("share of the variation")
     for colour, name in ((plots.BLUE, "one choice"), (plots.ORANGE, "two choices together")):
         panels[0, 0].barh([0], [0], color=colour, label=name)
-    panels[0, 0].legend(loc="lower right", frameon=False)
+    plots.legend(figure, [panels[0, 0]])
     return figure

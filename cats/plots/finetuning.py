@@ -104,10 +104,11 @@ def realised(frames: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def checkpoints(curve: pd.DataFrame, kept: Mapping[str, int]) -> Figure:
+def checkpoints(curve: pd.DataFrame, kept: Mapping[str, int], chance: float | None = None) -> Figure:
     """Accuracy over steps on rows that choose the checkpoint and on the test rows, and the checkpoints kept.
 
-    `curve`: step, indomain_accuracy, accuracy; `kept`: name of a rule -> step.
+    `curve`: step, indomain_accuracy, accuracy; `kept`: name of a rule -> step; `chance`, dotted: the accuracy
+    of a guess.
     """
     figure, axes = plots.figure(3.2)
     curve = curve.sort_values("step")
@@ -115,19 +116,23 @@ def checkpoints(curve: pd.DataFrame, kept: Mapping[str, int]) -> Figure:
         (("indomain_accuracy", "rows that choose"), ("accuracy", "test rows"))
     ):
         axes.plot(curve.step, curve[column], **plots.style(number), label=label)
-    for number, (name, step) in enumerate(kept.items()):
-        late = step > curve.step.max() / 2
+    names: dict[int, list[str]] = {}
+    for name, step in kept.items():
+        names.setdefault(step, []).append(name)
+    for number, (step, rules) in enumerate(names.items()):
         axes.axvline(step, color=plots.GREY, linestyle="--", linewidth=1.2)
         axes.annotate(
-            name,
-            (step, 0.04 + 0.1 * number),
+            " and ".join(rules),
+            (step, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-5 if late else 5, 0),
+            xytext=(0, 4 + 14 * number),  # names of neighbouring steps stand on two lines
             textcoords="offset points",
-            ha="right" if late else "left",
+            ha="center",
         )
     axes.set(xlabel="optimizer steps", ylabel="accuracy")
-    axes.set_ylim(min(0.4, curve[["indomain_accuracy", "accuracy"]].min().min() - 0.15), 1.02)
+    if chance is not None:
+        axes.axhline(chance, color=plots.GREY, linestyle=":", linewidth=1.2, label="a guess")
+    axes.set_ylim(min(0.4, curve[["indomain_accuracy", "accuracy"]].min().min() - 0.05), 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     plots.percent(axes.yaxis)
     plots.legend(figure, [axes])

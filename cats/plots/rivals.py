@@ -1,6 +1,6 @@
 """Figures of the chapter on rivals: quality against bytes, rule by rule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,12 +22,12 @@ def pareto(
     """Quality lost over bytes a token, a panel for each model: a line a rule, from more bytes to fewer.
 
     `frames`: title -> rows with rule, megabytes and lost. The grey steps are the Pareto front: to the left
-    of and below them is nothing. On the log scale what is lost less than a thousandth is drawn there.
+    of and below them is nothing. The log scale is linear between plus and minus a tenth.
     """
     most = max(rows.rule.nunique() for rows in frames.values())
     figure, panels = plots.figure((1.9 + 0.19 * most) * len(frames) + 0.8, nrows=len(frames), squeeze=False)
     for axes, (title, rows) in zip(panels[:, 0], frames.items(), strict=True):
-        _panel(axes, rows.assign(lost=rows.lost.clip(lower=1e-3)) if log else rows, log)
+        _panel(axes, rows, log)
         axes.set_title(title, loc="left")
         axes.set_ylabel(ylabel)
     panels[-1, 0].set_xlabel("MB of weights a token, 16 bits (fewer to the right)")
@@ -41,7 +41,8 @@ def pareto(
 
 def _panel(axes: Axes, rows: pd.DataFrame, log: bool) -> None:
     if log:
-        axes.set_yscale("log")
+        axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
+        axes.yaxis.set_major_formatter("{x:g}")
     optimal = rows[rivals.front(rows.megabytes, rows.lost)].sort_values("megabytes")
     axes.step(
         optimal.megabytes, optimal.lost, where="post", color=plots.LIGHT, linewidth=5, solid_joinstyle="round"
@@ -59,12 +60,14 @@ def _panel(axes: Axes, rows: pd.DataFrame, log: bool) -> None:
 
 
 def _label(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Names beside the axes in the order of their lines' ends, evenly spaced, each led to its end."""
-    for place, (x, y, name, colour) in enumerate(ends):
+    """Names beside the axes, each at the height of its line's end or as near as they have room, led to it."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = _apart([to_axes.transform((x, y))[1] for x, y, _, _ in ends], min(0.1, 0.96 / len(ends)))
+    for height, (x, y, name, colour) in zip(heights, ends, strict=True):
         axes.annotate(
             name,
             xy=(x, y),
-            xytext=(1.06, (place + 0.5) / len(ends)),
+            xytext=(1.06, height),
             textcoords="axes fraction",
             color=colour,
             va="center",
@@ -72,3 +75,15 @@ def _label(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
             arrowprops={**_LEADER, "color": colour},
             annotation_clip=False,
         )
+
+
+def _apart(heights: Sequence[float], gap: float, top: float = 0.98) -> list[float]:
+    """Rising heights moved as little as keeps each `gap` above the one before it, and all below `top`."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = top
+    for place in reversed(range(len(placed))):
+        placed[place] = min(placed[place], ceiling)
+        ceiling = placed[place] - gap
+    return placed
