@@ -131,9 +131,12 @@ def refined(
     below = _below(counts)
     aims = _quantiles(below, probes, binning)
     goals = torch.stack(_shares(below, aims, binning, 0.0)).mean(0)
+    reached, before = torch.empty_like(goals), torch.full_like(goals, torch.nan)
     while True:
         t = interpolate(grid, _quantiles(below, grid, binning), probes[None])
-        reached = torch.stack(_shares(below, t, binning, 0.0)).mean(0)
+        moved = (t != before).any(0)  # few after the first round: those next to the points that it added
+        reached[:, moved] = torch.stack(_shares(below, t[:, moved], binning, 0.0)).mean(0)
+        before = t
         worst = (reached - goals).abs().max(1)
         # where quantiles turn steep, at a fold, the share reached is that of the turn: stay before it
         turns = reached.gather(1, worst.indices[:, None])[:, 0].to(probes.dtype)
