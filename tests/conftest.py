@@ -4,12 +4,29 @@ import os
 
 # Threads that wait for each other by spinning take minutes for seconds of work where a core is shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Each process of pytest-xdist, and what it starts, takes its share of the cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
 import pytest
 import toys
 
 from cats import calibration, corpora, models
 from cats.errors import CatsError
+
+# Minutes each: begun first, side by side, so that no core is idle while one of them ends.
+LONGEST = ("test_chapters.py", "test_kernels.py")
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture

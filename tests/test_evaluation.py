@@ -2,13 +2,13 @@
 mirrors."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import toys
+import two_processes
 from evaluation_toys import LENGTH, loaded, mirrors, tokenizer
 from lm_eval.models.huggingface import HFLM
 
@@ -556,10 +556,7 @@ def test_two_processes_give_what_one_gives(folder, tmp_path):
     ]
     assert cats_cli.main([*arguments, "--output", str(tmp_path / "one")]) == 0
     # accelerate itself starts several processes on GPUs alone; what it tells them, torchrun tells too
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "cats_cli"]
-    command = [*launch, *arguments, "--output", str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes.run("cats.suite", *arguments, "--output", str(tmp_path / "two"))
     ones, twos = (results.load(sorted((tmp_path / name).glob("*.json"))) for name in ("one", "two"))
     assert [each.configuration["processes"] for each in twos] == [2] * 4
     for one, two in zip(ones, twos, strict=True):

@@ -2,11 +2,7 @@
 
 import inspect
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,6 +11,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
+import two_processes
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -646,22 +643,6 @@ def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
     assert "step 2 of 2, held-out" in printed.err
 
 
-# As `accelerate launch` starts them, but forked when everything is imported, which takes longest.
-TWO_PROCESSES = """
-import os, sys
-import cats_cli
-from cats.finetuning import command
-os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
-children = []
-for rank in "01":
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
-    children.append(os.fork())
-    if not children[-1]:
-        os._exit(cats_cli.main(["finetune", "--plan", "plan.yml", "--output", "two"]))
-sys.exit(any(os.waitpid(child, 0)[1] for child in children))
-"""
-
-
 def test_two_processes_follow_the_curve_of_one(here):
     (here / "plan.yml").write_text(
         "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], device: cpu, dtype: float32, steps: 3,\n"
@@ -669,17 +650,7 @@ def test_two_processes_follow_the_curve_of_one(here):
         "   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, distil: 0.5,\n"
         "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, port],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes.run("cats.finetuning.command", "finetune", "--plan", "plan.yml", "--output", "two")
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--output", "one"]) == 0
     one, two = (records.read("finetuning", folder=here / name).rows for name in ("one", "two"))
     assert list(two.rows_trained) == [0, 12]

@@ -1,6 +1,7 @@
 """Lock, pyproject and environment.yml agree; imports run one way; a wheel says what it lacks."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -202,27 +203,35 @@ def test_the_wheel_holds_the_library_the_kernels_and_the_command(wheel):
     assert "cats = cats_cli:main" in entry_points
 
 
-def run_from_wheel(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
-    start = "import cats_cli, sys; sys.exit(cats_cli.main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", start, *arguments],
+COMMANDS = """
+import contextlib, io, json, sys
+import cats_cli
+done = []
+for line in sys.argv[1:]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cats_cli.main(line.split())
+    done.append([status, out.getvalue(), err.getvalue()])
+print(json.dumps([cats_cli.__file__, done]))
+"""
+
+
+def test_the_library_runs_from_a_wheel_and_what_needs_a_clone_says_so(installed):
+    """One process for both: what takes long is importing PyTorch."""
+    ran = subprocess.run(
+        [sys.executable, "-c", COMMANDS, "inspect random:llama-2-7b --sparsity 0.5", "reproduce"],
         capture_output=True,
         text=True,
         cwd=installed,
         env={**os.environ, "PYTHONPATH": str(installed)},
     )
-
-
-def test_the_library_runs_from_a_wheel(installed):
-    done = run_from_wheel(installed, "inspect", "random:llama-2-7b", "--sparsity", "0.5")
-    assert done.returncode == 0, done.stderr
-    assert "22.3 %" in done.stdout  # 0.5 · 2/3 of the MLP weights, over all linear weights
-
-
-def test_what_needs_a_clone_says_so(installed):
-    done = run_from_wheel(installed, "reproduce")
-    assert done.returncode == 2
-    [line] = done.stderr.strip().splitlines()
+    assert ran.returncode == 0, ran.stderr
+    file, [inspected, reproduced] = json.loads(ran.stdout.splitlines()[-1])
+    assert Path(file).is_relative_to(installed)
+    assert inspected[0] == 0, inspected[2]
+    assert "22.3 %" in inspected[1]  # 0.5 · 2/3 of the MLP weights, over all linear weights
+    assert reproduced[0] == 2
+    [line] = reproduced[2].strip().splitlines()
     assert "clone the project" in line
     assert not (installed / "data").exists()
 
