@@ -114,7 +114,7 @@ def recorded_sweep(tmp_path_factory):
     ]
     for text, corpus in (("docs", "python-docs"), ("plays", "shakespeare")):
         for suffix, padding in (("", "excluded"), ("-padding", "counted")):
-            calibration = Calibration(corpus, rows=4, sequence_length=32, padding=padding, batch_size=4)
+            calibration = Calibration(corpus, rows=16, sequence_length=32, padding=padding, batch_size=16)
             suite = Suite(
                 loaded,
                 tmp_path_factory.mktemp("runs"),
