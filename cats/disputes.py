@@ -86,6 +86,27 @@ def told(name: str, analysis: Analysis) -> str:
     )
 
 
+def concentrated(rows: pd.DataFrame) -> dict[str, str]:
+    """Whether fewer tokens masked harder cost more than all of them masked less, as a sentence of a chapter.
+
+    `rows` of `label` with LOSS: the setting of fewest realised weights at the highest sparsity beside
+    that of all tokens at the lowest, means over whatever else varies.
+    """
+    mean = rows.groupby(["sparsity", "tokens masked"])[["realised_model_sparsity", LOSS]].mean()
+    levels = sorted(rows.sparsity.unique(), key=lambda level: float(level.rstrip("%")))
+    hard = mean.loc[levels[-1]].sort_values("realised_model_sparsity").iloc[0]
+    even = mean.loc[levels[0]].loc[ALL] if ALL in mean.loc[levels[0]].index else None
+    if even is None or hard.name == ALL or len(levels) < 2:
+        return {"disputed_concentrated": "the sweep has no setting that would show it."}
+    return {
+        "disputed_concentrated": (
+            f"{hard.name} at {levels[-1]} does without {hard.realised_model_sparsity:.1%} of the weights and "
+            f"loses {hard[LOSS]:.2f} nats, all tokens at {levels[0]} do without "
+            f"{even.realised_model_sparsity:.1%} and lose {even[LOSS]:.2f}."
+        )
+    }
+
+
 def _recorded(experiment: str, names: Sequence[str]) -> pd.DataFrame:
     held = [record for name in names if (record := recorded.find(experiment, name)) is not None]
     parts = [label(record.rows, record.content["parameters"]["calibration"]) for record in held]
