@@ -22,7 +22,7 @@ SHELL = [
 
 
 def test_three_lines_make_a_model_sparse(thresholds_file, monkeypatch):
-    [block] = [block for language, block in BLOCKS if language == "python"]
+    block, decoding = [block for language, block in BLOCKS if language == "python"]
     assert len(block.strip().splitlines()) == 3
     monkeypatch.chdir(thresholds_file.parent)
     script = thresholds_file.with_name("three_lines.py")
@@ -33,6 +33,9 @@ def test_three_lines_make_a_model_sparse(thresholds_file, monkeypatch):
         generated = model.generate(prompt, max_new_tokens=4, do_sample=False)
     assert generated.shape == (1, 8)
     assert 0.3 < float(meter.overall) < 0.7
+    inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    script.write_text(decoding.replace("max_new_tokens=256", "max_new_tokens=4"), encoding="utf-8")
+    runpy.run_path(str(script), {"model": model, "inputs": inputs})
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("cats ")])
