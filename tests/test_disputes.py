@@ -96,6 +96,24 @@ def test_policies_have_words_and_words_have_policies(policy, said):
     assert disputes.policies([said]) == [policy]
 
 
+def test_masking_fewer_tokens_harder_is_held_against_all_of_them_less():
+    table = pd.DataFrame(
+        {
+            "sparsity": ["25%", "40%", "25%", "40%"],
+            "tokens masked": ["all", "all", "last 50%", "last 50%"],
+            "realised_model_sparsity": [0.25, 0.4, 0.125, 0.2],
+            disputes.LOSS: [0.3, 3.0, 0.1, 1.5],
+        }
+    )
+    (said,) = disputes.concentrated(table).values()
+    assert said == (
+        "last 50% at 40% does without 20.0% of the weights and loses 1.50 nats, "
+        "all tokens at 25% do without 25.0% and lose 0.30."
+    )
+    (said,) = disputes.concentrated(table[table["tokens masked"] == "all"]).values()
+    assert "no setting" in said
+
+
 @pytest.fixture(scope="module")
 def recorded_sweep(tmp_path_factory):
     """A folder of records of a toy model as data/plans/disputes.yml names them, written by a suite."""
