@@ -16,7 +16,7 @@ from cats import calibration, corpora, models
 from cats.errors import CatsError
 
 # Minutes each: begun first, side by side, so that no core is idle while one of them ends.
-LONGEST = ("test_chapters.py", "test_kernels.py")
+LONGEST = ("test_chapters_odd.py", "test_chapters_even.py", "test_kernels.py")
 
 
 def pytest_configure(config):

@@ -35,14 +35,6 @@ def glued(notebook) -> set[str]:
     }
 
 
-@pytest.fixture(scope="session")
-def executed(tmp_path_factory):
-    """Every chapter, run under the profile `smoke`."""
-    folder = tmp_path_factory.mktemp("executed")
-    reproduce.reproduce(profile="smoke", output=folder)
-    return {name: chapters.read(folder / f"{name}.ipynb") for name in CHAPTERS}
-
-
 @pytest.fixture(params=CHAPTERS)
 def committed(request):
     return chapters.read(chapters.path(request.param))
@@ -140,28 +132,6 @@ def test_a_parameter_means_the_same_in_every_chapter():
     for name in CHAPTERS:
         for parameter, value in chapters.parameters(chapters.read(chapters.path(name))).items():
             assert type(seen.setdefault(parameter, value)) is type(value), parameter
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_runs_on_tiny_parameters(executed, name):
-    assert chapters.problems(executed[name]) == []
-    for cell in code(executed[name]):
-        if "figure" in cell.metadata.get("mystnb", {}):
-            images = [out for out in cell.outputs if "image/svg+xml" in out.get("data", {})]
-            assert len(images) == 1, cell.source
-    assert glued(executed[name]) == glued(chapters.read(chapters.path(name)))
-    assert any("text/html" in out.get("data", {}) for cell in code(executed[name]) for out in cell.outputs)
-
-
-@pytest.mark.timeout(900)
-def test_tiny_parameters_are_those_that_ran(executed):
-    injected = [
-        cell.source
-        for cell in executed["01_activations"].cells
-        if chapters.INJECTED in cell.metadata.get("tags", [])
-    ]
-    assert len(injected) == 1 and "activation_tokens = " in injected[0]
 
 
 def test_papermill_alone_stops_at_an_unknown_parameter_before_any_work(tmp_path):

@@ -27,7 +27,5 @@ def run(module: str, *arguments: str) -> None:
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _PROGRAM, module, *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **group}, capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run(command, env={**os.environ, **group}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
