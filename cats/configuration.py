@@ -1,11 +1,12 @@
 """What is evaluated: a rule at a sparsity under a policy, and the text that it is calibrated on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
-from cats import corpora, criteria
+from cats import corpora, criteria, sampling
 from cats.accounting import Accounting
 from cats.errors import CatsError
 from cats.masking import Policy
@@ -56,6 +57,8 @@ class Configuration:
 class Calibration:
     """Text that rules are calibrated on: as `cats.corpora.load` and `batches` take it.
 
+    `corpus`: one name, or several joined by "+", which give equal shares of the tokens; "sampled:500" is 500
+    texts that the dense model writes.
     `rows` instead of `tokens`: so many rows. `padding` "counted": padding counts as text, as the reference
     code of the paper has it; how much there is depends on `batch_size` (None: 16 on a GPU, else 4).
     """
@@ -80,17 +83,29 @@ class Calibration:
         later = {"rows": None, "padding": "excluded", "batch_size": None}
         return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
-    def batches(self, tokenizer, device: str) -> corpora.Batches:
-        """The text, tokenised; errors as `cats.corpora.load` and `cats.corpora.batches`."""
-        result = corpora.batches(
-            corpora.load(self.corpus, split=self.split),
-            tokenizer,
-            tokens=None if self.rows else self.tokens,
-            rows=self.rows,
-            sequence_length=self.sequence_length,
-            batch_size=self.batch_size or (16 if device == "cuda" else 4),
-            seed=self.seed,
-        )
+    def batches(
+        self, tokenizer, device: str, sample: Callable[[int, int], Path] | None = None
+    ) -> corpora.Batches:
+        """The text, tokenised; errors as `cats.corpora.load` and `cats.corpora.batches`.
+
+        `sample` writes so many texts of so many tokens by the model itself and returns their file.
+        """
+        names = self.corpus.split("+")
+        parts = []
+        for name in names:
+            if name.startswith(sampling.SAMPLED):
+                name = str(sample(sampling.number(name), self.sequence_length))
+            part = corpora.batches(
+                corpora.load(name, split=self.split),
+                tokenizer,
+                tokens=None if self.rows else self.tokens // len(names),
+                rows=self.rows and self.rows // len(names),
+                sequence_length=self.sequence_length,
+                batch_size=self.batch_size or (16 if device == "cuda" else 4),
+                seed=self.seed,
+            )
+            parts.append(part)
+        result = corpora.mixed(parts)
         if self.padding == "counted":
             # text never sees what is on its right, so that only what is counted changes
             for batch in result:

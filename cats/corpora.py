@@ -3,8 +3,9 @@
 import difflib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -169,6 +170,27 @@ def batches(
         "bos": f"{bos}: {'none' if not prefix else tokenizer.decode(prefix)}",
         "padding": "right, excluded" if pad else "none, packed",
         "order_seed": seed,
+    }
+    return result
+
+
+def mixed(parts: Sequence[Batches]) -> Batches:
+    """Batches of several corpora in turn; `info` is that of the first with names, licences and counts of all,
+    and a hash of their hashes."""
+    if len(parts) == 1:
+        return parts[0]
+    result = Batches(batch for turn in zip_longest(*parts) for batch in turn if batch is not None)
+    infos = [part.info for part in parts]
+    hashes = "\0".join(info["sha256"] for info in infos)
+    result.info = {
+        **infos[0],
+        "name": " + ".join(info["name"] for info in infos),
+        "licence": ", ".join(dict.fromkeys(info["licence"] for info in infos)),
+        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        **{
+            count: sum(info[count] for info in infos)
+            for count in ("documents", "characters", "tokens", "rows")
+        },
     }
     return result
 

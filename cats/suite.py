@@ -20,6 +20,7 @@ from cats.harness import Harness
 from cats.masking import Masking
 from cats.models import LoadedModel
 from cats.outcomes import Outcome, summarise
+from cats.sampling import sampled
 
 
 class Suite:
@@ -155,10 +156,17 @@ class Suite:
         if rule not in self._fits:
             if self._batches is None:
                 device = self.loaded.model.device.type
-                self._batches = self.calibration.batches(self.loaded.tokenizer, device)
+                self._batches = self.calibration.batches(self.loaded.tokenizer, device, self._sample)
             source = {"model": self.loaded.info, **self._batches.info}
             self._fits[rule] = criteria.rule(rule).calibrate(self.loaded.model, self._batches, source=source)
         return self._fits[rule]
+
+    def _sample(self, documents: int, length: int) -> Path:
+        for turn in (True, False):  # the first process writes, the others read
+            if self.crew.leads == turn:
+                path, _ = sampled(self.loaded, documents, length, self.output)
+            self.crew.gather(None)
+        return path
 
     def _task(self, name: str, harness: Harness):
         if name not in self._tasks:

@@ -9,7 +9,7 @@ from torch import nn
 from cats import criteria
 from cats.accounting import account
 from cats.calibration import calibrate
-from cats.criteria import allocated, dense_ends, fisher, neuron, online, pruning, sited
+from cats.criteria import allocated, dense_ends, fisher, neuron, online, pruning, refit, sited
 from cats.errors import CatsError
 from cats.masking import Masking
 from cats.observation import Observation, SparsityMeter
@@ -217,6 +217,34 @@ def test_wanda_score_by_hand():
     norms = torch.tensor([4.0, 0.1, 1.0, 1.0])  # scores 4 0.4 2 3 and 2 0.01 0.2 0.4
     pruning._prune(weight, weight.abs() * norms, 0.5, by_row=True)
     assert weight.tolist() == [[1.0, 0.0, 0.0, 3.0], [0.5, 0.0, 0.0, pytest.approx(0.4)]]
+
+
+def test_ridge_is_least_squares_with_a_pull_to_zero():
+    # one output, two neurons: h h^T sums to [[2, 1], [1, 1]], y h^T to [3, 2]; the third never survives
+    moments = torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    cross = torch.tensor([[3.0, 2.0, 0.0]])
+    assert refit.ridge(moments, cross, 0.0).tolist() == [pytest.approx([1.0, 1.0, 0.0], abs=1e-5)]
+    # half the diagonal added: [[3, 1], [1, 1.5]]^-1 [3, 2] = [2.5, 3] / 3.5
+    assert refit.ridge(moments, cross, 0.5).tolist() == [pytest.approx([2.5 / 3.5, 3 / 3.5, 0.0])]
+
+
+def test_fitted_rows_bring_the_output_of_a_block_nearer(model, text):
+    errors = {}
+    for name in ("neuron", "refit"):
+        fit = criteria.rule(name).calibrate(model, text, progress=False)
+        dense = valid_logits(model, text)
+        fit.apply(model, 0.5)
+        errors[name] = float((valid_logits(model, text) - dense).norm())
+        if name == "refit":
+            with pytest.raises(CatsError, match="undo that first"):
+                fit.apply(model, 0.5)
+        fit.undo(model)
+    assert errors["refit"] < 0.95 * errors["neuron"]
+
+
+def valid_logits(model, batches):
+    with torch.no_grad():
+        return torch.cat([model(**batch).logits[batch["attention_mask"].bool()] for batch in batches])
 
 
 def test_magnitude_prunes_over_the_whole_matrix():

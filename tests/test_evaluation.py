@@ -55,6 +55,20 @@ def suite(folder, output, **options):
     return Suite(loaded(), output, data_dir=folder, calibration=TEXT, batch_tokens=400, **options)
 
 
+def test_rules_calibrate_on_several_corpora_and_on_text_of_the_model(folder, tmp_path):
+    mixed = Calibration(corpus="python-docs+sampled:24", split="all", tokens=400, sequence_length=32)
+    given = Suite(loaded(), tmp_path, data_dir=folder, calibration=mixed, batch_tokens=400)
+    path = given.run(["piqa"], [Configuration("cats", 0.5)], progress=False)[0]
+    calibrated = Outcome.load(path).configuration["calibrated"]
+    (written,) = tmp_path.glob("sampled-*.jsonl")
+    assert calibrated["corpus"]["name"] == f"python-docs + {written.name}"
+    assert calibrated["tokens"] == 400
+    first, second = given._batches[:2]
+    assert len(first["input_ids"]) == len(second["input_ids"]) == 4
+    with pytest.raises(CatsError, match="how many texts"):
+        Calibration(corpus="sampled:x").batches(given.loaded.tokenizer, "cpu", given._sample)
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("name", KINDS)

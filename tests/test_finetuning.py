@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import cats_cli
-from cats import activation, corpora, criteria, package_docs, paths, records, sparsify
+from cats import activation, corpora, criteria, package_docs, paths, records, sampling, sparsify
 from cats.errors import CatsError
 from cats.finetuning import Recipe, finetune, fused, learned, load, measure, plan, save, table
 from cats.finetuning.adapt import Teacher, adapt, apply, trained_parameters
@@ -160,13 +160,13 @@ def test_package_docs_are_the_docstrings_of_installed_packages_once(monkeypatch,
 
 
 def test_text_sampled_from_the_dense_model_is_written_once(loaded, tmp_path):
-    path, about = measure.sampled(loaded, 5, 24, tmp_path)
+    path, about = sampling.sampled(loaded, 5, 24, tmp_path)
     lines = path.read_text()
     assert len(lines.splitlines()) == 5 and about["sampled_from"]["id"] == "toy-llama"
     path.write_text(lines + lines)
-    assert measure.sampled(loaded, 5, 24, tmp_path)[0].read_text() == lines + lines
+    assert sampling.sampled(loaded, 5, 24, tmp_path)[0].read_text() == lines + lines
     path.unlink()
-    assert measure.sampled(loaded, 5, 24, tmp_path)[0].read_text() == lines
+    assert sampling.sampled(loaded, 5, 24, tmp_path)[0].read_text() == lines
 
 
 # --- runs

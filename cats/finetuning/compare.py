@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from cats import corpora, criteria, models, records
+from cats import corpora, criteria, models, records, sampling
 from cats.crew import Crew
 from cats.errors import CatsError
 from cats.finetuning import data, measure, table
@@ -134,7 +134,7 @@ class _Texts:
     def of(self, recipe: Recipe) -> data.TrainingText:
         if recipe.seed not in self._made:
             name, about = self.each.train, {}
-            if name.startswith(measure.SAMPLED):
+            if name.startswith(sampling.SAMPLED):
                 name, about = self._sampled(name, recipe)
             self._made[recipe.seed] = data.load(
                 name,
@@ -151,14 +151,12 @@ class _Texts:
         return self._made[recipe.seed]
 
     def _sampled(self, name: str, recipe: Recipe) -> tuple[str, dict]:
-        count = name.removeprefix(measure.SAMPLED)
-        if not count.isdigit() or int(count) < 1:
-            raise CatsError(f"{name} does not say how many texts to sample: sampled:500, for example.")
+        count = sampling.number(name)
         for turn in (True, False):  # the first process writes, the others read
             if self.crew.leads == turn:
                 with _on(self.loaded, self.each.device):
-                    path, about = measure.sampled(
-                        self.loaded, int(count), recipe.sequence_length, self.folder.parent
+                    path, about = sampling.sampled(
+                        self.loaded, count, recipe.sequence_length, self.folder.parent
                     )
             self.crew.gather(None)
         return str(path), about

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cats import corpora, models, paths, plan_files
+from cats import corpora, models, paths, plan_files, sampling
 from cats.accounting import account
 from cats.errors import CatsError
-from cats.finetuning import data, measure
+from cats.finetuning import data
 from cats.finetuning.recipe import Recipe
 from cats.readers import HUB, LOCAL
 from cats.thresholds import Thresholds
@@ -102,7 +102,7 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
     for each in wanted:
         account(models.config(each.model))
         for name in (each.train, each.heldout):
-            if not data.is_instructions(name) and not name.startswith(measure.SAMPLED):
+            if not data.is_instructions(name) and not name.startswith(sampling.SAMPLED):
                 if name not in {*LOCAL, *HUB}:
                     corpora.load(name, split="all")
             elif data.is_instructions(name):
