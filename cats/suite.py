@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from cats import criteria, tasks, texts
+from cats import criteria, paths, tasks, texts
 from cats.accounting import Accounting, account
 from cats.answers import answer, questions
 from cats.configuration import Calibration, Configuration
@@ -164,7 +164,7 @@ class Suite:
     def _sample(self, documents: int, length: int) -> Path:
         for turn in (True, False):  # the first process writes, the others read
             if self.crew.leads == turn:
-                path, _ = sampled(self.loaded, documents, length, self.output)
+                path, _ = sampled(self.loaded, documents, length, paths.CACHE / "sampled")
             self.crew.gather(None)
         return path
 

@@ -13,7 +13,7 @@ from evaluation_toys import LENGTH, loaded, mirrors, tokenizer
 from lm_eval.models.huggingface import HFLM
 
 import cats_cli
-from cats import criteria, memory, models, outcomes, packing, pairs, plans, results, tasks
+from cats import criteria, memory, models, outcomes, packing, pairs, paths, plans, results, tasks
 from cats import mirrors as reading
 from cats.configuration import Calibration, Configuration, configurations
 from cats.errors import CatsError
@@ -55,12 +55,13 @@ def suite(folder, output, **options):
     return Suite(loaded(), output, data_dir=folder, calibration=TEXT, batch_tokens=400, **options)
 
 
-def test_rules_calibrate_on_several_corpora_and_on_text_of_the_model(folder, tmp_path):
+def test_rules_calibrate_on_several_corpora_and_on_text_of_the_model(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
     mixed = Calibration(corpus="python-docs+sampled:24", split="all", tokens=400, sequence_length=32)
     given = Suite(loaded(), tmp_path, data_dir=folder, calibration=mixed, batch_tokens=400)
     path = given.run(["piqa"], [Configuration("cats", 0.5)], progress=False)[0]
     calibrated = Outcome.load(path).configuration["calibrated"]
-    (written,) = tmp_path.glob("sampled-*.jsonl")
+    (written,) = (tmp_path / "sampled").iterdir()
     assert calibrated["corpus"]["name"] == f"python-docs + {written.name}"
     assert calibrated["tokens"] == 400
     first, second = given._batches[:2]

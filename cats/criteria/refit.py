@@ -1,4 +1,4 @@
-"""The thresholds of `neuron` with W_down fitted anew to the neurons that survive, by least squares."""
+"""The masks of another rule, with W_down fitted anew to the neurons that survive, by least squares."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,10 @@ from cats.criteria.pruning import State, block_inputs, blocks
 from cats.criteria.rule import Fit
 from cats.errors import CatsError
 
+# Candidates, of the diagonal of the survivors' second moments; each pulls W_down to what it was.
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
+_HELD_OUT = 8  # of so many rows of text one chooses among them
 _FLOOR = 1e-3  # of the mean square of an output
-RIDGE = 0.3  # of the diagonal of the survivors' second moments, which pulls W_down to what it was
 
 
 @dataclass
@@ -22,13 +24,14 @@ class RefitFit(Fit):
     """Thresholds, and for each sparsity a W_down that makes up for what they drop.
 
     Block by block, with the blocks before sparse and fitted already. `drift` in [0, 1]: the share of the
-    error made before the block that its W_down is to take back as well.
+    error made in the blocks before that a W_down is to take back as well.
     """
 
     batches: list = field(default_factory=list)
-    ridge: float = RIDGE
+    ridges: tuple[float, ...] = RIDGES
     drift: float = 0.0
     progress: bool = True
+    chosen: list[float] = field(default_factory=list)
     _kept: list = field(default_factory=list)
 
     @torch.no_grad()
@@ -36,8 +39,10 @@ class RefitFit(Fit):
         if self._kept:
             raise CatsError("W_down is fitted already: undo that first.")
         layers = blocks(model)
-        states, dense = (block_inputs(model, layers, self.batches) for _ in range(2))
+        states = block_inputs(model, layers, self.batches)
+        dense = [State(state.hidden, state.valid, state.arguments) for state in states]
         super().apply(model, sparsity)
+        self.chosen.clear()
         bar = tqdm(layers, desc="fitting W_down", unit="block", disable=None if self.progress else True)
         for number, block in enumerate(bar):
             modules = [module for module in block.modules() if isinstance(module, CatsMLP)]
@@ -62,14 +67,13 @@ class RefitFit(Fit):
         return super().undo(model)
 
     def describe(self) -> dict:
-        return super().describe() | {"w_down": "least squares on the survivors", "ridge": self.ridge}
+        return super().describe() | {"w_down": "ridge regression on the survivors", "drift": self.drift}
 
     def _change(self, block: nn.Module, number: int, module: CatsMLP, states: list[State], dense) -> Tensor:
-        """What to add to W_down [d, m]: the ridge regression of what the mask took from the output on h."""
+        """What to add to W_down [d, m]: the regression on h of what the mask took from the output."""
         weight = getattr(module, module.layout.down).weight
         size = module.intermediate_size
-        moments = torch.zeros(size, size, device=weight.device)
-        cross = torch.zeros(len(weight), size, device=weight.device)
+        sums = [Sums.zeros(len(weight), size, weight.device) for _ in range(2)]
         seen: list[tuple[Tensor, Tensor]] = []
 
         def combine(gate: Tensor, up: Tensor) -> Tensor:
@@ -77,6 +81,7 @@ class RefitFit(Fit):
             return seen[-1][1]
 
         module.combine = combine
+        rows = 0
         for state, whole in zip(states, dense, strict=True):
             out = state.output(block, number)
             valid = state.valid.reshape(-1)
@@ -86,30 +91,54 @@ class RefitFit(Fit):
             if self.drift:
                 behind = (whole.hidden - out).reshape(-1, len(weight))[valid].float()
                 lost += self.drift * (behind - lost)
-            root = (scale + _FLOOR * scale.mean()).rsqrt()  # of tokens with an output of any size alike
-            h = h.float() * root
-            moments.addmm_(h.t(), h)
-            cross.addmm_((lost * root).t(), h)
+            root = (scale + _FLOOR * scale.mean()).rsqrt()  # tokens with an output of any size weigh alike
+            row = rows + torch.arange(len(state.valid), device=h.device)
+            held_out = (row % _HELD_OUT == _HELD_OUT - 1)[:, None].expand_as(state.valid)[state.valid]
+            for part, chosen in zip(sums, (~held_out, held_out), strict=True):
+                part.add((h.float() * root)[chosen], (lost * root)[chosen])
+            rows += len(state.valid)
         module.combine = None
-        return ridge(moments, cross, self.ridge).to(weight.dtype)
+        fitted, held_out = sums
+        best = min(self.ridges, key=lambda ridge: held_out.error(fitted.solve(ridge)))
+        self.chosen.append(best)
+        fitted.moments += held_out.moments
+        fitted.cross += held_out.cross
+        return fitted.solve(best).to(weight.dtype)
+
+
+@dataclass
+class Sums:
+    """moments [m, m], the sum of h h^T over tokens; cross [d, m], the sum of y h^T."""
+
+    moments: Tensor
+    cross: Tensor
+
+    @classmethod
+    def zeros(cls, outputs: int, inputs: int, device) -> "Sums":
+        return cls(torch.zeros(inputs, inputs, device=device), torch.zeros(outputs, inputs, device=device))
+
+    def add(self, h: Tensor, y: Tensor) -> None:
+        """Tokens: h [N, m], y [N, d]."""
+        self.moments.addmm_(h.t(), h)
+        self.cross.addmm_(y.t(), h)
+
+    def solve(self, ridge: float) -> Tensor:
+        """cross (moments + ridge diag(moments))^-1, [d, m], with zero for neurons that never survive."""
+        scale = self.moments.diagonal().sqrt()
+        scale = torch.where(scale > 0, 1 / scale, 0)
+        scaled = self.moments * scale[:, None] * scale
+        scaled.diagonal().add_(ridge + (scale == 0))
+        return torch.cholesky_solve((self.cross * scale).t(), torch.linalg.cholesky(scaled)).t() * scale
+
+    def error(self, change: Tensor) -> float:
+        """Squared error of y - change h over the tokens, but for what does not depend on `change`."""
+        return float((change * (change @ self.moments - 2 * self.cross)).sum())
 
 
 def _product(module: CatsMLP, threshold: Tensor | float, gate: Tensor, up: Tensor) -> Tensor:
     act = ACTIVATIONS[module.activation]
     z = act(gate)
     return cats(z, threshold, unrounded(act, gate, z)) * up
-
-
-def ridge(moments: Tensor, cross: Tensor, strength: float) -> Tensor:
-    """cross (moments + strength diag(moments))^-1, [d, m], with zero for neurons that never survive.
-
-    moments [m, m]: sum of h h^T; cross [d, m]: sum of y h^T.
-    """
-    scale = moments.diagonal().sqrt()
-    scale = torch.where(scale > 0, 1 / scale, 0)
-    scaled = moments * scale[:, None] * scale
-    scaled.diagonal().add_(strength + (scale == 0))
-    return torch.cholesky_solve((cross * scale).t(), torch.linalg.cholesky(scaled)).t() * scale
 
 
 class Refit(Neuron):
@@ -121,6 +150,7 @@ class Refit(Neuron):
         "the thresholds of `neuron`, and W_down by ridge regression of the dense MLP's output on what "
         "survives: the kernel and the bytes of CATS, other values in W_down"
     )
+    drift = 0.0
 
     def check(self, model: nn.Module) -> None:
         super().check(model)
@@ -128,7 +158,14 @@ class Refit(Neuron):
 
     def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
         fit = super().calibrate(model, batches, source=source, progress=progress)
-        return RefitFit(self.name, fit.thresholds, fit.allocation, batches=list(batches), progress=progress)
+        return RefitFit(
+            self.name,
+            fit.thresholds,
+            fit.allocation,
+            batches=list(batches),
+            drift=self.drift,
+            progress=progress,
+        )
 
 
 RULE = Refit()
