@@ -95,7 +95,7 @@ class RefitFit(Fit):
             row = rows + torch.arange(len(state.valid), device=h.device)
             held_out = (row % _HELD_OUT == _HELD_OUT - 1)[:, None].expand_as(state.valid)[state.valid]
             for part, chosen in zip(sums, (~held_out, held_out), strict=True):
-                part.add((h.float() * root)[chosen], (lost * root)[chosen])
+                part.add((h * root)[chosen].to(h.dtype), (lost * root)[chosen].to(h.dtype))
             rows += len(state.valid)
         module.combine = None
         fitted, held_out = sums
@@ -118,9 +118,9 @@ class Sums:
         return cls(torch.zeros(inputs, inputs, device=device), torch.zeros(outputs, inputs, device=device))
 
     def add(self, h: Tensor, y: Tensor) -> None:
-        """Tokens: h [N, m], y [N, d]."""
-        self.moments.addmm_(h.t(), h)
-        self.cross.addmm_(y.t(), h)
+        """Tokens: h [N, m], y [N, d], of one dtype; sums are in fp32."""
+        self.moments += _moment(h, h)
+        self.cross += _moment(y, h)
 
     def solve(self, ridge: float) -> Tensor:
         """cross (moments + ridge diag(moments))^-1, [d, m], with zero for neurons that never survive."""
@@ -133,6 +133,13 @@ class Sums:
     def error(self, change: Tensor) -> float:
         """Squared error of y - change h over the tokens, but for what does not depend on `change`."""
         return float((change * (change @ self.moments - 2 * self.cross)).sum())
+
+
+def _moment(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b in fp32; of 16-bit numbers on a GPU by its tensor cores, ten times as fast."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a.t(), b, out_dtype=torch.float32)
+    return a.float().t() @ b.float()
 
 
 def _product(module: CatsMLP, threshold: Tensor | float, gate: Tensor, up: Tensor) -> Tensor:
