@@ -14,7 +14,7 @@ from cats.criteria.rule import Fit
 from cats.errors import CatsError
 
 # Candidates, of the diagonal of the survivors' second moments; each pulls W_down to what it was.
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
+RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03)
 _HELD_OUT = 8  # of so many rows of text one chooses among them
 _FLOOR = 1e-3  # of the mean square of an output
 
@@ -82,6 +82,7 @@ class RefitFit(Fit):
 
         module.combine = combine
         rows = 0
+        every = min(_HELD_OUT, sum(len(state.valid) for state in states))
         for state, whole in zip(states, dense, strict=True):
             out = state.output(block, number)
             valid = state.valid.reshape(-1)
@@ -93,7 +94,7 @@ class RefitFit(Fit):
                 lost += self.drift * (behind - lost)
             root = (scale + _FLOOR * scale.mean()).rsqrt()  # tokens with an output of any size weigh alike
             row = rows + torch.arange(len(state.valid), device=h.device)
-            held_out = (row % _HELD_OUT == _HELD_OUT - 1)[:, None].expand_as(state.valid)[state.valid]
+            held_out = (row % every == every - 1)[:, None].expand_as(state.valid)[state.valid]
             for part, chosen in zip(sums, (~held_out, held_out), strict=True):
                 part.add((h * root)[chosen].to(h.dtype), (lost * root)[chosen].to(h.dtype))
             rows += len(state.valid)
