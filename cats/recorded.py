@@ -7,8 +7,8 @@ import pandas as pd
 
 from cats import records
 from cats.packing import unpack
-from cats.pairs import mean_difference
-from cats.results import stock
+from cats.pairs import difference, mean_difference
+from cats.results import AVERAGE, stock
 from cats.task_list import PAPER
 
 
@@ -67,6 +67,56 @@ def between(rows: pd.DataFrame, baseline: str, rule: str, sparsity: float) -> di
             return None
         pairs.append(tuple(unpack(scores.iloc[0]) for scores in both))
     return mean_difference(pairs)
+
+
+def variants(
+    tasks: pd.DataFrame, maths: pd.DataFrame, losses: pd.DataFrame, rules: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """A table of `rules` at equal gate sparsity, and a sentence a rule on what it gains over CATS.
+
+    `tasks`, `maths`, `losses`: rows of one model's zero_shot, generation and perplexity records, one
+    calibration; the last two may be empty. Sentences give points of the average of the paper's tasks and of
+    GSM8K with 95 % intervals, on the same documents.
+    """
+    table, words = [], []
+    for level in sorted({s for s in tasks[tasks.rule != "cats"].gate_sparsity.dropna() if s > 0}):
+        for rule in rules:
+            row = {
+                "gate sparsity": level,
+                "rule": rule,
+                "of the dense average": _at(tasks, rule, level, "share_of_dense", task=AVERAGE),
+                "LAMBADA": _at(tasks, rule, level, "acc", task="lambada_openai"),
+                "GSM8K": _at(maths, rule, level, "exact_match"),
+            }
+            for corpus in dict.fromkeys(losses.corpus) if len(losses) else ():
+                row[f"{corpus}, nats"] = _at(losses, rule, level, "delta_nll", corpus=corpus)
+            if row["of the dense average"] is None:
+                continue
+            table.append(row)
+            if rule == "cats":
+                continue
+            gains = [f"{rule} at {level:.0%} scores {_points(between(tasks, 'cats', rule, level))} over CATS"]
+            both = [_at(maths, each, level, "correct") for each in ("cats", rule)]
+            if None not in both:
+                gains.append(f"on GSM8K {_points(difference(*map(unpack, both)))}")
+            words.append(", ".join(gains))
+    return pd.DataFrame(table), words
+
+
+def _at(rows: pd.DataFrame, rule: str, level: float, column: str, **where):
+    """One value of a table, None where it is not there."""
+    if not len(rows) or column not in rows:
+        return None
+    found = rows[(rows.rule == rule) & (rows.gate_sparsity == level)]
+    for name, value in where.items():
+        found = found[found[name] == value]
+    return found[column].iloc[0] if len(found) else None
+
+
+def _points(found: dict) -> str:
+    low, high = 100 * found["low"], 100 * found["high"]
+    same = ", no difference," if low < 0 < high else ""
+    return f"{100 * found['delta']:+.1f} points [{low:+.1f}, {high:+.1f}]{same}"
 
 
 def sources(outcomes: Sequence) -> list[dict]:

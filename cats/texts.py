@@ -40,9 +40,14 @@ def check(name: str) -> None:
 
 
 def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
-    """The test split (of a hub data set: validation) of a corpus; errors as `cats.corpora.load`."""
+    """The test split (of a hub data set: validation) of a corpus, at most `documents` of it; errors as
+    `cats.corpora.load`.
+    """
     title = name.removeprefix(PREFIX)
     split = "all" if title.endswith((".txt", ".jsonl", ".gz")) else "test"
+    if title not in HUB and documents is not None:
+        there = len(corpora.load(title, split=split).documents)
+        documents = documents if documents < there else None
     corpus = corpora.load(title, split=split, documents=documents, seed=seed)
     return LoadedText(f"{PREFIX}{corpus.name}", corpus, list(range(len(corpus.documents))), corpus.info)
 

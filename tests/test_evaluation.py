@@ -13,7 +13,7 @@ from evaluation_toys import LENGTH, loaded, mirrors, tokenizer
 from lm_eval.models.huggingface import HFLM
 
 import cats_cli
-from cats import criteria, memory, models, outcomes, packing, pairs, paths, plans, results, tasks
+from cats import criteria, memory, models, outcomes, packing, pairs, paths, plans, results, tasks, texts
 from cats import mirrors as reading
 from cats.configuration import Calibration, Configuration, configurations
 from cats.errors import CatsError
@@ -53,6 +53,12 @@ def thin(model, sparsity=0.5):
 
 def suite(folder, output, **options):
     return Suite(loaded(), output, data_dir=folder, calibration=TEXT, batch_tokens=400, **options)
+
+
+def test_more_documents_than_a_text_has_are_all_of_it():
+    everything = texts.load("text:python-docs", documents=None, seed=0)
+    assert texts.load("text:python-docs", documents=10_000, seed=0).corpus == everything.corpus
+    assert len(texts.load("text:python-docs", documents=3, seed=0).documents) == 3
 
 
 def test_rules_calibrate_on_several_corpora_and_on_text_of_the_model(folder, tmp_path, monkeypatch):

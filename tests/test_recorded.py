@@ -8,6 +8,7 @@ import test_records
 from cats import paths, recorded
 from cats.errors import CatsError
 from cats.packing import pack
+from cats.results import AVERAGE
 from cats.task_list import PAPER
 
 
@@ -64,3 +65,35 @@ def test_a_damaged_record_is_not_taken_for_an_absent_one(folder):
 def test_labels_name_the_sparsity_where_there_is_one(sparsity, label):
     row = pd.Series({"method": "CATS", "gate_sparsity": sparsity}, dtype=object)
     assert recorded.label(row) == label
+
+
+def test_variants_are_compared_with_cats_at_their_level():
+    scores = {"dense": [1, 1, 1, 0], "cats": [1, 0, 0, 0], "refit": [1, 1, 0, 0]}
+    tasks = [
+        {
+            "rule": rule,
+            "gate_sparsity": 0.5 if rule != "dense" else 0.0,
+            "task": task,
+            "correct": pack(np.asarray(values, dtype=float)),
+            "acc": sum(values) / 4,
+            "share_of_dense": None,
+        }
+        for task in [*PAPER, "lambada_openai"]
+        for rule, values in scores.items()
+    ]
+    tasks += [
+        {"rule": rule, "gate_sparsity": 0.5, "task": AVERAGE, "share_of_dense": share}
+        for rule, share in (("cats", 1 / 3), ("refit", 2 / 3))
+    ]
+    tasks = pd.DataFrame(tasks)
+    maths = tasks[tasks.task == "piqa"].assign(exact_match=tasks.acc)
+    losses = pd.DataFrame([{"rule": "refit", "gate_sparsity": 0.5, "corpus": "plays", "delta_nll": 0.1}])
+    table, words = recorded.variants(tasks, maths, losses, ["cats", "chess", "refit"])
+    assert list(table.rule) == ["cats", "refit"]
+    assert list(table["of the dense average"]) == [1 / 3, 2 / 3]
+    assert list(table.LAMBADA) == [0.25, 0.5] and list(table.GSM8K) == [0.25, 0.5]
+    assert table["plays, nats"].isna().tolist() == [True, False]
+    assert len(words) == 1 and words[0].startswith("refit at 50% scores +25.0 points [")
+    assert ", on GSM8K +25.0 points [" in words[0]
+    alone, _ = recorded.variants(tasks, pd.DataFrame(), pd.DataFrame(), ["refit"])
+    assert alone.GSM8K.isna().all()

@@ -1,7 +1,6 @@
 """The masks of another rule, with W_down fitted anew to the neurons that survive, by least squares."""
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +22,12 @@ _FLOOR = 1e-3  # of the mean square of an output
 class RefitFit(Fit):
     """Thresholds, and for each sparsity a W_down that makes up for what they drop.
 
-    Block by block, with the blocks before sparse and fitted already. `drift` in [0, 1]: the share of the
-    error made in the blocks before that a W_down is to take back as well.
+    Block by block, with the blocks before sparse and fitted already; what is fitted to is what the dense MLP
+    makes of the same input.
     """
 
     batches: list = field(default_factory=list)
     ridges: tuple[float, ...] = RIDGES
-    drift: float = 0.0
     progress: bool = True
     chosen: list[float] = field(default_factory=list)
     _kept: list = field(default_factory=list)
@@ -40,21 +38,14 @@ class RefitFit(Fit):
             raise CatsError("W_down is fitted already: undo that first.")
         layers = blocks(model)
         states = block_inputs(model, layers, self.batches)
-        dense = [State(state.hidden, state.valid, state.arguments) for state in states]
         super().apply(model, sparsity)
         self.chosen.clear()
         bar = tqdm(layers, desc="fitting W_down", unit="block", disable=None if self.progress else True)
         for number, block in enumerate(bar):
-            modules = [module for module in block.modules() if isinstance(module, CatsMLP)]
-            if self.drift:
-                for module in modules:
-                    module.combine = partial(_product, module, 0.0)
-                for state in dense:
-                    state.advance(block, number)
-            for module in modules:
+            for module in (each for each in block.modules() if isinstance(each, CatsMLP)):
                 weight = getattr(module, module.layout.down).weight
                 self._kept.append((weight, weight.detach().to("cpu", copy=True)))
-                weight.add_(self._change(block, number, module, states, dense))
+                weight.add_(self._change(block, number, module, states))
             for state in states:
                 state.advance(block, number)
         return model
@@ -67,9 +58,12 @@ class RefitFit(Fit):
         return super().undo(model)
 
     def describe(self) -> dict:
-        return super().describe() | {"w_down": "ridge regression on the survivors", "drift": self.drift}
+        return super().describe() | {
+            "w_down": "ridge regression on the survivors",
+            "ridges": list(self.chosen),
+        }
 
-    def _change(self, block: nn.Module, number: int, module: CatsMLP, states: list[State], dense) -> Tensor:
+    def _change(self, block: nn.Module, number: int, module: CatsMLP, states: list[State]) -> Tensor:
         """What to add to W_down [d, m]: the regression on h of what the mask took from the output."""
         weight = getattr(module, module.layout.down).weight
         size = module.intermediate_size
@@ -83,15 +77,12 @@ class RefitFit(Fit):
         module.combine = combine
         rows = 0
         every = min(_HELD_OUT, sum(len(state.valid) for state in states))
-        for state, whole in zip(states, dense, strict=True):
-            out = state.output(block, number)
+        for state in states:
+            state.run(block, number)
             valid = state.valid.reshape(-1)
             full, h = (part.reshape(-1, size)[valid] for part in seen.pop())
             lost = ((full - h) @ weight.t()).float()
             scale = (full @ weight.t()).float().pow(2).sum(1, keepdim=True)
-            if self.drift:
-                behind = (whole.hidden - out).reshape(-1, len(weight))[valid].float()
-                lost += self.drift * (behind - lost)
             root = (scale + _FLOOR * scale.mean()).rsqrt()  # tokens with an output of any size weigh alike
             row = rows + torch.arange(len(state.valid), device=h.device)
             held_out = (row % every == every - 1)[:, None].expand_as(state.valid)[state.valid]
@@ -158,7 +149,6 @@ class Refit(Neuron):
         "the thresholds of `neuron`, and W_down by ridge regression of the dense MLP's output on what "
         "survives: the kernel and the bytes of CATS, other values in W_down"
     )
-    drift = 0.0
 
     def check(self, model: nn.Module) -> None:
         super().check(model)
@@ -171,7 +161,6 @@ class Refit(Neuron):
             fit.thresholds,
             fit.allocation,
             batches=list(batches),
-            drift=self.drift,
             progress=progress,
         )
 
