@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from cats import records
+from cats import criteria, records
 from cats.packing import unpack
 from cats.pairs import difference, mean_difference
 from cats.results import AVERAGE, stock
@@ -30,11 +30,18 @@ def sentence(experiment: str, slug: str) -> str:
 
 
 def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:
-    """The rows of the records there are, with their name as `record`; empty where there is none."""
+    """The rows of the records there are, with their name as `record`; empty where there is none.
+
+    A rule is called what it is called today.
+    """
     held = [(slug, record) for slug in slugs if (record := find(experiment, slug)) is not None]
     if not held:
         return pd.DataFrame()
-    return pd.concat([record.rows.assign(record=slug) for slug, record in held], ignore_index=True)
+    found = pd.concat([record.rows.assign(record=slug) for slug, record in held], ignore_index=True)
+    if "rule" in found:
+        titles = {name: rule.title for name, rule in criteria.RULES.items()}
+        found["method"] = found.rule.map(titles).fillna(found.method)
+    return found
 
 
 def provenance(experiment: str, slugs: Sequence[str]) -> str:
@@ -95,11 +102,11 @@ def variants(
             table.append(row)
             if rule == "cats":
                 continue
-            gains = [f"{rule} at {level:.0%} scores {_points(between(tasks, 'cats', rule, level))} over CATS"]
+            gains = [f"{_points(between(tasks, 'cats', rule, level))} in the average"]
             both = [_at(maths, each, level, "correct") for each in ("cats", rule)]
             if None not in both:
-                gains.append(f"on GSM8K {_points(difference(*map(unpack, both)))}")
-            words.append(", ".join(gains))
+                gains.append(f"{_points(difference(*map(unpack, both)))} on GSM8K")
+            words.append(f"{rule} at {level:.0%} gains {' and '.join(gains)}")
     return pd.DataFrame(table), words
 
 
@@ -115,8 +122,8 @@ def _at(rows: pd.DataFrame, rule: str, level: float, column: str, **where):
 
 def _points(found: dict) -> str:
     low, high = 100 * found["low"], 100 * found["high"]
-    same = ", no difference," if low < 0 < high else ""
-    return f"{100 * found['delta']:+.1f} points [{low:+.1f}, {high:+.1f}]{same}"
+    same = ", no difference" if low < 0 < high else ""
+    return f"{100 * found['delta']:+.1f} points [{low:+.1f}, {high:+.1f}{same}]"
 
 
 def sources(outcomes: Sequence) -> list[dict]:

@@ -93,7 +93,7 @@ def test_variants_are_compared_with_cats_at_their_level():
     assert list(table["of the dense average"]) == [1 / 3, 2 / 3]
     assert list(table.LAMBADA) == [0.25, 0.5] and list(table.GSM8K) == [0.25, 0.5]
     assert table["plays, nats"].isna().tolist() == [True, False]
-    assert len(words) == 1 and words[0].startswith("refit at 50% scores +25.0 points [")
-    assert ", on GSM8K +25.0 points [" in words[0]
+    assert len(words) == 1 and words[0].startswith("refit at 50% gains +25.0 points [")
+    assert "] in the average and +25.0 points [" in words[0]
     alone, _ = recorded.variants(tasks, pd.DataFrame(), pd.DataFrame(), ["refit"])
     assert alone.GSM8K.isna().all()

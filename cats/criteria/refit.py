@@ -144,7 +144,7 @@ class Refit(Neuron):
     """The rule `refit`: the masks of `neuron`, the rows of W_down moved so that the survivors stand in."""
 
     name = "refit"
-    title = "CATS per neuron, W_down fitted"
+    title = "CATS fitted, uniform"
     what = (
         "the thresholds of `neuron`, and W_down by ridge regression of the dense MLP's output on what "
         "survives: the kernel and the bytes of CATS, other values in W_down"

@@ -8,7 +8,7 @@ class RefitCombined(Refit, Combined):
     """The rule `refit-combined`."""
 
     name = "refit-combined"
-    title = "CATS per neuron, allocated, W_down fitted"
+    title = "CATS fitted"
     what = "`refit` with the masks of `combined`: thresholds per neuron, a sparsity per layer"
 
 
