@@ -125,27 +125,31 @@ class Harness(Generating):
         for place, (_, context, continuation) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append((place, list(continuation)))
         single, shared = [], []
+        limit = self._shareable()
         for context, continuations in by_context.items():
             group = _Group(list(context), continuations)
             if len(context) + group.longest > self.max_length + 1:
                 single += [_truncated(group.context, item, self.max_length + 1) for item in continuations]
             elif group.longest == 1:
                 single.append(group)
-            elif len(continuations) > 1 and len(context) >= _SHORTEST and self._sharing(group):
+            elif len(continuations) > 1 and _SHORTEST <= len(context) < limit - group.longest - _PADDING:
                 shared.append(group)
             else:
                 single += [_Group(group.context, [item]) for item in continuations]
         return single, shared
 
-    def _sharing(self, group: _Group) -> bool:
-        """Whether a context may be read apart: not where a mask depends on the length of what follows."""
+    def _shareable(self) -> int:
+        """Tokens of a context and what follows it, with padding, from which on they are read in one call.
+
+        0 where they always are: a mask depends on the length of the whole, or the cache is a special one.
+        """
         if self.masking.whole:
-            return False
+            return 0
         layers = DynamicCache(config=self.model.config).layers
         if any(type(layer).__name__ not in _SHAREABLE for layer in layers):
-            return False
+            return 0
         windows = [layer.sliding_window for layer in layers if getattr(layer, "sliding_window", None)]
-        return len(group.context) + group.longest + _PADDING < min(windows, default=1 << 30)
+        return min(windows, default=1 << 30)
 
     def _batches(self, groups: list[_Group], *, shared: bool) -> Iterator[list[_Group]]:
         """Batches of similar lengths, longest first, of at most `tokens` tokens with padding.
