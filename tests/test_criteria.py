@@ -5,6 +5,7 @@ import pytest
 import torch
 import toys
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from cats import criteria
 from cats.accounting import account
@@ -245,6 +246,17 @@ def test_fitted_rows_bring_the_output_of_a_block_nearer(model, text):
                 fit.apply(model, 0.5)
         fit.undo(model)
     assert errors["refit"] < 0.95 * errors["neuron"]
+
+
+@pytest.mark.parametrize("name", ["combined", "refit-combined"])
+def test_a_fitted_model_is_saved_and_loaded_as_it_is(name, model, text, tmp_path):
+    criteria.rule(name).calibrate(model, text, progress=False).apply(model, 0.6)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    step = IDS[:, :1]  # one token a row takes the sparse kernel, which reads the fitted rows
+    with torch.no_grad():
+        torch.testing.assert_close(again(step).logits, model(step).logits)
 
 
 def valid_logits(model, batches):
