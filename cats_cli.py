@@ -189,7 +189,7 @@ def _evaluate(command) -> None:
     sub.add_argument(
         "--batch-tokens", type=int, metavar="N", help="tokens a batch (default: found automatically)"
     )
-    sub.add_argument("--plan", metavar="FILE", help="run a plan instead (.yml)")
+    sub.add_argument("--plan", metavar="FILE", help="run a plan instead (.yml); start it twice to share it")
     sub.add_argument(
         "--output", metavar="DIR", default="runs", help="result files, one a task (default: runs)"
     )
@@ -197,6 +197,7 @@ def _evaluate(command) -> None:
         "--records", metavar="DIR", help="of a plan: where its records go (default: the output folder)"
     )
     sub.add_argument("--minutes", type=float, metavar="N", help="begin no task after so long")
+    sub.add_argument("--so-far", action="store_true", help="of a plan: only record what is finished")
     sub.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
     sub = command(
         "lm_eval",

@@ -25,10 +25,16 @@ def main(given: Namespace) -> None:
     if given.plan:
         folder = Path(given.records) if given.records else output
         done = plans.execute(
-            runs, output, crew=crew, data_dir=given.data_dir, minutes=given.minutes, records=folder
+            runs,
+            output,
+            crew=crew,
+            data_dir=given.data_dir,
+            minutes=given.minutes,
+            records=folder,
+            so_far=given.so_far,
         )
         if crew.leads:
-            print("Everything is recorded." if done else "Time is up: the same command goes on.")
+            print("Everything is recorded." if done else "Something is left: the same command goes on.")
     else:
         _one(runs[0], given, crew, output)
     crew.leave()

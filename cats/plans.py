@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from filelock import FileLock
 
 from cats import criteria, memory, models, plan_files, results, tasks, texts
 from cats.accounting import account
@@ -75,12 +77,14 @@ def execute(
     data_dir: str | None = None,
     minutes: float | None = None,
     records: Path | None = None,
+    so_far: bool = False,
 ) -> bool:
     """Run what is left of a plan, for `minutes` at most, and record each finished run in the folder
     `records`.
 
-    Results go to one folder for each run below `output`, and are not measured twice. Returns whether all is
-    done.
+    Results go to one folder for each run below `output`, and are not measured twice; several processes with
+    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished.
+    Returns whether all is done.
     """
     started = time.monotonic()
     complete = True
@@ -108,17 +112,28 @@ def execute(
             batch_tokens=run.batch_tokens,
             text_tokens=run.text_tokens,
         )
-        found = suite.run(run.tasks, run.configurations, minutes=left)
-        finished = len(found) == len(run.tasks) * len(run.configurations)
-        complete = complete and finished
-        if finished and crew.leads:
-            for path in results.record(
-                results.load(found), run.record, parameters=describe(run), started=begun, folder=records
-            ):
-                print(f"Wrote {path}")
-            stamp.touch()
+        if not so_far:
+            suite.run(run.tasks, run.configurations, minutes=left)
+        done = suite.finished(run.tasks, run.configurations)
+        whole = len(done) == len(run.configurations)
+        complete = complete and whole
+        if crew.leads and (whole or (so_far and len(done) > 1)):
+            with FileLock(folder / "claims" / "record.lock"):
+                if not stamp.exists():
+                    _record(suite, replace(run, configurations=done), begun, records)
+                    if whole:
+                        stamp.touch()
         del suite, loaded
     return complete
+
+
+def _record(suite: Suite, run: Run, begun: float, folder: Path | None) -> None:
+    found = [suite.path(each, name) for each in run.configurations for name in run.tasks]
+    parameters = describe(run)
+    for path in results.record(
+        results.load(found), run.record, parameters=parameters, started=begun, folder=folder
+    ):
+        print(f"Wrote {path}")
 
 
 def task_names(listed: Sequence[str]) -> list[str]:

@@ -6,9 +6,9 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from cats import criteria, paths, tasks, texts
@@ -71,32 +71,54 @@ class Suite:
         """Evaluate every configuration on every task without a result yet; returns the result files there
         are.
 
-        After `minutes` no task is begun any more; the next call goes on from there.
+        After `minutes` no task is begun any more; the next call goes on from there. Several processes may run
+        on one folder: each takes a configuration that no other one is at.
         """
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.check(names, wanted)
         paths = {(each, name): self.path(each, name) for each in wanted for name in names}
-        missing = [key for key, path in paths.items() if not path.is_file()]
-        missing = self.crew.gather(missing)[0]  # where several look at one folder, the first process decides
-        with tqdm(
-            total=len(paths),
-            initial=len(paths) - len(missing),
-            unit="task",
-            disable=None if progress else True,
-        ) as bar:
-            for configuration, keys in groupby(missing, key=lambda key: key[0]):
+        with tqdm(total=len(paths), unit="task", disable=None if progress else True) as bar:
+            for configuration in wanted:
                 if self._late(deadline):
                     break
-                with self._applied(configuration) as harness:
-                    for _, name in keys:
-                        if self._late(deadline):
-                            break
-                        bar.set_description(f"{configuration}: {name}")
-                        outcome = self._evaluate(configuration, name, harness)
-                        if self.crew.leads:
-                            outcome.save(paths[configuration, name])
-                        bar.update()
+                with self._claimed(configuration, names[0]) as claimed:
+                    missing = [name for name in names if not paths[configuration, name].is_file()]
+                    # where several look at one folder, the first process decides
+                    missing = self.crew.gather(missing if claimed else [])[0]
+                    bar.update(len(names) - len(missing))
+                    if not missing:
+                        continue
+                    with self._applied(configuration) as harness:
+                        for name in missing:
+                            if self._late(deadline):
+                                break
+                            bar.set_description(f"{configuration}: {name}")
+                            outcome = self._evaluate(configuration, name, harness)
+                            if self.crew.leads:
+                                outcome.save(paths[configuration, name])
+                            bar.update()
         return [path for path in paths.values() if path.is_file()]
+
+    def finished(self, names: Sequence[str], wanted: Sequence[Configuration]) -> list[Configuration]:
+        """Those of `wanted` with a result of every task."""
+        return [each for each in wanted if all(self.path(each, name).is_file() for name in names)]
+
+    @contextmanager
+    def _claimed(self, configuration: Configuration, name: str) -> Iterator[bool]:
+        """Whether no other process is at the configuration; it is this one's then, until it ends or dies."""
+        path = self.output / "claims" / f"{self.path(configuration, name).stem}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        claimed = True
+        if self.crew.leads:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                claimed = False
+        try:
+            yield claimed
+        finally:
+            lock.release()
 
     def check(self, names: Sequence[str], wanted: Sequence[Configuration]) -> None:
         """Raise CatsError for tasks without data and rules that do not apply, before minutes of work."""

@@ -9,13 +9,28 @@ import pytest
 import torch
 import toys
 import two_processes
+import yaml
 from evaluation_toys import LENGTH, loaded, mirrors, tokenizer
 from lm_eval.models.huggingface import HFLM
 
 import cats_cli
-from cats import criteria, memory, models, outcomes, packing, pairs, paths, plans, results, tasks, texts
+from cats import (
+    criteria,
+    memory,
+    models,
+    outcomes,
+    packing,
+    pairs,
+    paths,
+    plans,
+    records,
+    results,
+    tasks,
+    texts,
+)
 from cats import mirrors as reading
 from cats.configuration import Calibration, Configuration, configurations
+from cats.crew import Crew
 from cats.errors import CatsError
 from cats.harness import Harness
 from cats.masking import Masking, Policy
@@ -365,6 +380,40 @@ def test_a_suite_resumes_where_it_was_killed(folder, tmp_path, monkeypatch):
             np.testing.assert_allclose(ours.scores[metric], values, atol=1e-4)
 
 
+def test_a_configuration_that_another_process_is_at_is_left_to_it(folder, tmp_path):
+    wanted = configurations(["cats"], [0.3, 0.6])
+    ours = suite(folder, tmp_path)
+    with ours._claimed(wanted[1], "piqa") as claimed:
+        assert claimed
+        found = suite(folder, tmp_path).run(["piqa"], wanted, progress=False)
+    assert [path.name.split("--")[1] for path in found] == ["dense", "cats-0.6"]
+    assert ours.finished(["piqa"], wanted) == [wanted[0], wanted[2]]
+    assert len(ours.run(["piqa"], wanted, progress=False)) == 3
+
+
+def test_what_is_finished_of_a_plan_is_recorded_on_request(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *args, **options: loaded())
+    monkeypatch.setattr(models, "config", lambda name: toys.toy().config)
+    text = {"corpus": "python-docs", "tokens": 1024}
+    given = {"model": "toy", "record": "part", "tasks": ["piqa"], "dtype": "float32", "device": "cpu"}
+    path = tmp_path / "plan.yml"
+
+    def plan(rules):
+        path.write_text(yaml.safe_dump({"runs": [{**given, "calibration": text, "rules": rules}]}))
+        return plans.read(path)
+
+    options = {"crew": Crew(0, 1, "cpu"), "data_dir": str(folder), "records": tmp_path / "records"}
+    assert plans.execute(plan(["dense", {"cats": [0.5]}]), tmp_path / "runs", **options)
+    (tmp_path / "runs" / "part" / "recorded").unlink()
+    more = plan(["dense", {"cats": [0.5, 0.7]}])
+    assert not plans.execute(more, tmp_path / "runs", so_far=True, **options)
+    record = records.read("zero_shot", folder=tmp_path / "records", slug="part")
+    assert record.path.name == "zero_shot-part-2.json"
+    assert record.content["parameters"]["configurations"] == ["dense", "cats 0.5"]
+    assert plans.execute(more, tmp_path / "runs", **options)
+    assert len(records.read("zero_shot", folder=tmp_path / "records", slug="part").rows) == 3
+
+
 def test_a_suite_stops_when_its_time_is_up(folder, tmp_path):
     assert (
         suite(folder, tmp_path).run(["piqa"], configurations(["cats"], [0.5]), minutes=0, progress=False)
@@ -493,7 +542,7 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
     assert cats_cli.main([*arguments, "--dry-run"]) == 0
     assert "one: toy in float32, 1 tasks x {dense, cats 0.5}; about 0.0 GB" in capsys.readouterr().out
     assert cats_cli.main([*arguments, "--minutes", "0"]) == 0
-    assert "Time is up" in capsys.readouterr().out
+    assert "Something is left" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cats_cli.main([*arguments, "--device", "cuda"]) == 2
     assert "PyTorch finds no GPU here: use --device cpu." in capsys.readouterr().err
