@@ -245,7 +245,8 @@ def test_no_large_file_and_no_weights():
 
 MACHINE_PATH = re.compile(r"""(?<![\w.~$}/-])/(?:root|home/\w+|Users/\w+|work|mnt|tmp)/[\w.]""")
 REGISTRY_HOST = re.compile(r"py(?:pi|thonhosted)\.org")
-UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b")
+# not within the letters of packed scores, which may spell anything
+UNFINISHED = re.compile(r"(?<![\w+/])(?:TO" r"DO|FIX" r"ME|XX" r"X)(?![\w+/=])")
 
 
 @pytest.mark.parametrize(
