@@ -26,7 +26,7 @@ from cats.errors import CatsError
 
 PARAMS = paths.BOOK / "params"
 # What these print of times and memory is of a machine that does nothing else.
-TIMED = {"08_kernels", "09_decoding", "10_batching", "14_finetuning"}
+TIMED = {"08_kernels", "09_decoding", "10_batching"}
 LIVE = paths.ROOT / "_build" / "live"  # a copy of the book's surroundings, so that its relative paths hold
 
 
