@@ -90,10 +90,15 @@ class Calibration:
 
         `sample` writes so many texts of so many tokens by the model itself and returns their file.
         """
-        names = self.corpus.split("+")
+        is_file = Path(self.corpus).expanduser().is_file()  # whose path may have a "+" in it
+        names = [self.corpus] if is_file else self.corpus.split("+")
         parts = []
         for name in names:
             if name.startswith(sampling.SAMPLED):
+                if sample is None:
+                    raise CatsError(
+                        f"{name} is text that a model writes, and there is none here: name a corpus."
+                    )
                 name = str(sample(sampling.number(name), self.sequence_length))
             part = corpora.batches(
                 corpora.load(name, split=self.split),

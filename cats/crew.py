@@ -1,6 +1,7 @@
 """The processes of one evaluation: one, or several under `accelerate launch`, that share the documents."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,16 @@ class Crew:
         values: list = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def leading(self, work: Callable):
+        """What `work()` returns on each process. The first one's ends before the others begin: what it wrote
+        they read.
+        """
+        for turn in (True, False):
+            if self.leads == turn:
+                result = work()
+            self.gather(None)
+        return result
 
     def leave(self) -> None:
         """The end for all: a process that exits with its connections open may abort, or abort another."""

@@ -100,9 +100,10 @@ def variants(
             if row["of the dense average"] is None:
                 continue
             table.append(row)
-            if rule == "cats":
+            gain = between(tasks, "cats", rule, level)
+            if rule == "cats" or gain is None:
                 continue
-            gains = [f"{_points(between(tasks, 'cats', rule, level))} in the average"]
+            gains = [f"{_points(gain)} in the average"]
             both = [_at(maths, each, level, "correct") for each in ("cats", rule)]
             if None not in both:
                 gains.append(f"{_points(difference(*map(unpack, both)))} on GSM8K")

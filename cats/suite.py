@@ -184,11 +184,8 @@ class Suite:
         return self._fits[rule]
 
     def _sample(self, documents: int, length: int) -> Path:
-        for turn in (True, False):  # the first process writes, the others read
-            if self.crew.leads == turn:
-                path, _ = sampled(self.loaded, documents, length, paths.CACHE / "sampled")
-            self.crew.gather(None)
-        return path
+        folder = paths.CACHE / "sampled"
+        return self.crew.leading(lambda: sampled(self.loaded, documents, length, folder)[0])
 
     def _task(self, name: str, harness: Harness):
         if name not in self._tasks:

@@ -45,10 +45,9 @@ def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
     """
     title = name.removeprefix(PREFIX)
     split = "all" if title.endswith((".txt", ".jsonl", ".gz")) else "test"
-    if title not in HUB and documents is not None:
-        there = len(corpora.load(title, split=split).documents)
-        documents = documents if documents < there else None
-    corpus = corpora.load(title, split=split, documents=documents, seed=seed)
+    corpus = corpora.load(title, split=split, documents=documents if title in HUB else None, seed=seed)
+    if documents is not None and documents < len(corpus.documents):
+        corpus = corpora.load(title, split=split, documents=documents, seed=seed)
     return LoadedText(f"{PREFIX}{corpus.name}", corpus, list(range(len(corpus.documents))), corpus.info)
 
 

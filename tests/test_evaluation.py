@@ -87,6 +87,12 @@ def test_rules_calibrate_on_several_corpora_and_on_text_of_the_model(folder, tmp
     assert calibrated["tokens"] == 400
     first, second = given._batches[:2]
     assert len(first["input_ids"]) == len(second["input_ids"]) == 4
+    with pytest.raises(CatsError, match="text that a model writes"):
+        Calibration(corpus="sampled:2").batches(given.loaded.tokenizer, "cpu")
+    file = tmp_path / "c++.txt"
+    file.write_text("the cat sat on a mat")
+    named = Calibration(corpus=str(file), split="all", tokens=10).batches(given.loaded.tokenizer, "cpu")
+    assert named.info["name"] == "c++.txt"
     with pytest.raises(CatsError, match="how many texts"):
         Calibration(corpus="sampled:x").batches(given.loaded.tokenizer, "cpu", given._sample)
 

@@ -1,16 +1,18 @@
 """The masks of another rule, with W_down fitted anew to the neurons that survive, by least squares."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.activation import ACTIVATIONS, CatsMLP, cats, unrounded
+from cats.activation import CatsMLP
 from cats.criteria.neuron import Neuron
 from cats.criteria.pruning import State, block_inputs, blocks
 from cats.criteria.rule import Fit
 from cats.errors import CatsError
+from cats.masking import masked_product
 
 # Candidates, of the diagonal of the survivors' second moments; each pulls W_down to what it was.
 RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03)
@@ -27,7 +29,6 @@ class RefitFit(Fit):
     """
 
     batches: list = field(default_factory=list)
-    ridges: tuple[float, ...] = RIDGES
     progress: bool = True
     chosen: list[float] = field(default_factory=list)
     _kept: list = field(default_factory=list)
@@ -71,7 +72,8 @@ class RefitFit(Fit):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def combine(gate: Tensor, up: Tensor) -> Tensor:
-            seen.append((_product(module, 0.0, gate, up), _product(module, module.threshold, gate, up)))
+            product = partial(masked_product, module.activation, gate, up, masked=None)
+            seen.append(tuple(product(threshold)[0] for threshold in (0.0, module.threshold)))
             return seen[-1][1]
 
         module.combine = combine
@@ -85,13 +87,14 @@ class RefitFit(Fit):
             scale = (full @ weight.t()).float().pow(2).sum(1, keepdim=True)
             root = (scale + _FLOOR * scale.mean()).rsqrt()  # tokens with an output of any size weigh alike
             row = rows + torch.arange(len(state.valid), device=h.device)
-            held_out = (row % every == every - 1)[:, None].expand_as(state.valid)[state.valid]
-            for part, chosen in zip(sums, (~held_out, held_out), strict=True):
-                part.add((h * root)[chosen].to(h.dtype), (lost * root)[chosen].to(h.dtype))
+            aside = (row % every == every - 1)[:, None].expand_as(state.valid)[state.valid]
+            inputs, outputs = ((part * root).to(h.dtype) for part in (h, lost))
+            for part, chosen in zip(sums, (~aside, aside), strict=True):
+                part.add(inputs[chosen], outputs[chosen])
             rows += len(state.valid)
         module.combine = None
         fitted, held_out = sums
-        best = min(self.ridges, key=lambda ridge: held_out.error(fitted.solve(ridge)))
+        best = min(RIDGES, key=lambda ridge: held_out.error(fitted.solve(ridge)))
         self.chosen.append(best)
         fitted.moments += held_out.moments
         fitted.cross += held_out.cross
@@ -132,12 +135,6 @@ def _moment(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a.t(), b, out_dtype=torch.float32)
     return a.float().t() @ b.float()
-
-
-def _product(module: CatsMLP, threshold: Tensor | float, gate: Tensor, up: Tensor) -> Tensor:
-    act = ACTIVATIONS[module.activation]
-    z = act(gate)
-    return cats(z, threshold, unrounded(act, gate, z)) * up
 
 
 class Refit(Neuron):

@@ -152,13 +152,12 @@ class _Texts:
 
     def _sampled(self, name: str, recipe: Recipe) -> tuple[str, dict]:
         count = sampling.number(name)
-        for turn in (True, False):  # the first process writes, the others read
-            if self.crew.leads == turn:
-                with _on(self.loaded, self.each.device):
-                    path, about = sampling.sampled(
-                        self.loaded, count, recipe.sequence_length, self.folder.parent
-                    )
-            self.crew.gather(None)
+
+        def write() -> tuple[Path, dict]:
+            with _on(self.loaded, self.each.device):
+                return sampling.sampled(self.loaded, count, recipe.sequence_length, self.folder.parent)
+
+        path, about = self.crew.leading(write)
         return str(path), about
 
 
