@@ -10,7 +10,7 @@ import numpy as np
 
 from cats.errors import CatsError
 from cats.packing import pack, unpack
-from cats.tasks import LoadedTask
+from cats.tasks import LoadedTask, templates_kept
 from cats.thresholds import write_atomically
 
 SCHEMA = 1
@@ -78,15 +78,16 @@ def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
         by_document.setdefault(request.doc_id, []).append(request)
     task.lm_eval.apply_filters()
     scores: dict[str, list] = {}
-    for number, name in enumerate(requests[0].filtered_resps):
-        suffix = "" if number == 0 else f"_{name.split('-')[0]}"
-        for document in sorted(by_document):
-            asked = sorted(by_document[document], key=lambda request: request.idx)
-            values = task.lm_eval.process_results(
-                asked[0].doc, [request.filtered_resps[name] for request in asked]
-            )
-            for metric, value in values.items():
-                scores.setdefault(metric + suffix, []).append(value)
+    with templates_kept():
+        for number, name in enumerate(requests[0].filtered_resps):
+            suffix = "" if number == 0 else f"_{name.split('-')[0]}"
+            for document in sorted(by_document):
+                asked = sorted(by_document[document], key=lambda request: request.idx)
+                values = task.lm_eval.process_results(
+                    asked[0].doc, [request.filtered_resps[name] for request in asked]
+                )
+                for metric, value in values.items():
+                    scores.setdefault(metric + suffix, []).append(value)
     return {metric: np.asarray(values, dtype=float) for metric, values in scores.items()}
 
 

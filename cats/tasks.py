@@ -74,7 +74,7 @@ def load(
     if documents is not None and documents < 1:
         raise CatsError(f"documents={documents} is too few: ask for at least one.")
     folder = mirror(name, data_dir)
-    with _templates_kept():
+    with _quiet(), templates_kept():
         lm_eval_task = _task(name, folder)
         total = len(lm_eval_task.eval_docs)
         chosen = None
@@ -199,20 +199,26 @@ def _build(
 
 
 @contextmanager
-def _templates_kept():
-    """lm-eval compiles a prompt's template anew for every document, which takes most of the time to build
-    them.
+def templates_kept():
+    """lm-eval compiles a template anew for every document, which takes most of the time to build prompts and
+    to score answers.
     """
     environment = lm_eval.utils.env
-    quiet = not sys.stderr.isatty() and not datasets.utils.logging.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    with _patched(environment, "from_string", lru_cache(environment.from_string)):
+        yield
+
+
+@contextmanager
+def _quiet():
+    """No progress bars of `datasets` in a log."""
+    if sys.stderr.isatty() or not datasets.utils.logging.is_progress_bar_enabled():
+        yield
+        return
+    datasets.disable_progress_bars()
     try:
-        with _patched(environment, "from_string", lru_cache(environment.from_string)):
-            yield
+        yield
     finally:
-        if not quiet:
-            datasets.enable_progress_bars()
+        datasets.enable_progress_bars()
 
 
 @contextmanager
