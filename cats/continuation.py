@@ -3,6 +3,7 @@ tasks."""
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -63,13 +64,11 @@ def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
     column.
     """
     width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    valid = torch.zeros(len(rows), width, dtype=torch.bool)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
     for row, tokens in enumerate(rows):
-        if tokens:
-            ids[row, -len(tokens) :] = torch.tensor(tokens)
-            valid[row, -len(tokens) :] = True
-    return ids.to(device), valid.to(device)
+        ids[row, width - len(tokens) :] = tokens
+    valid = np.arange(width) >= width - np.array([[len(tokens)] for tokens in rows])
+    return torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device)
 
 
 def read_prompts(

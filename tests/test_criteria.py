@@ -225,13 +225,9 @@ def test_ridge_is_least_squares_with_a_pull_to_zero():
     sums = refit.Sums.zeros(1, 3, "cpu")
     sums.add(torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), torch.tensor([[1.0], [2.0]]))
     assert sums.moments.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]] and sums.cross.tolist() == [[3, 2, 0]]
-    exact = sums.solve(0.0)
-    assert exact.tolist() == [pytest.approx([1.0, 1.0, 0.0], abs=1e-5)]
+    assert sums.solve(0.0).tolist() == [pytest.approx([1.0, 1.0, 0.0], abs=1e-5)]
     # half the diagonal added: [[3, 1], [1, 1.5]]^-1 [3, 2] = [2.5, 3] / 3.5
     assert sums.solve(0.5).tolist() == [pytest.approx([2.5 / 3.5, 3 / 3.5, 0.0])]
-    # of y = (1, 2) nothing is left, so that the part that depends on the change is -(1 + 4)
-    assert sums.error(exact) == pytest.approx(-5)
-    assert sums.error(torch.zeros(1, 3)) == 0
 
 
 def test_fitted_rows_bring_the_output_of_a_block_nearer(model, text):

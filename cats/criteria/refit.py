@@ -14,9 +14,7 @@ from cats.criteria.rule import Fit
 from cats.errors import CatsError
 from cats.masking import masked_product
 
-# Candidates, of the diagonal of the survivors' second moments; each pulls W_down to what it was.
-RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03)
-_HELD_OUT = 8  # of so many rows of text one chooses among them
+RIDGE = 3.0  # of the diagonal of the survivors' second moments: how hard W_down is pulled to what it was
 _FLOOR = 1e-3  # of the mean square of an output
 
 
@@ -30,7 +28,6 @@ class RefitFit(Fit):
 
     batches: list = field(default_factory=list)
     progress: bool = True
-    chosen: list[float] = field(default_factory=list)
     _kept: list = field(default_factory=list)
 
     @torch.no_grad()
@@ -40,7 +37,6 @@ class RefitFit(Fit):
         layers = blocks(model)
         states = block_inputs(model, layers, self.batches)
         super().apply(model, sparsity)
-        self.chosen.clear()
         bar = tqdm(layers, desc="fitting W_down", unit="block", disable=None if self.progress else True)
         for number, block in enumerate(bar):
             for module in (each for each in block.modules() if isinstance(each, CatsMLP)):
@@ -59,16 +55,13 @@ class RefitFit(Fit):
         return super().undo(model)
 
     def describe(self) -> dict:
-        return super().describe() | {
-            "w_down": "ridge regression on the survivors",
-            "ridges": list(self.chosen),
-        }
+        return super().describe() | {"w_down": "ridge regression on the survivors", "ridge": RIDGE}
 
     def _change(self, block: nn.Module, number: int, module: CatsMLP, states: list[State]) -> Tensor:
         """What to add to W_down [d, m]: the regression on h of what the mask took from the output."""
         weight = getattr(module, module.layout.down).weight
         size = module.intermediate_size
-        sums = [Sums.zeros(len(weight), size, weight.device) for _ in range(2)]
+        sums = Sums.zeros(len(weight), size, weight.device)
         seen: list[tuple[Tensor, Tensor]] = []
 
         def combine(gate: Tensor, up: Tensor) -> Tensor:
@@ -77,8 +70,6 @@ class RefitFit(Fit):
             return seen[-1][1]
 
         module.combine = combine
-        rows = 0
-        every = min(_HELD_OUT, sum(len(state.valid) for state in states))
         for state in states:
             state.run(block, number)
             valid = state.valid.reshape(-1)
@@ -86,19 +77,9 @@ class RefitFit(Fit):
             lost = ((full - h) @ weight.t()).float()
             scale = (full @ weight.t()).float().pow(2).sum(1, keepdim=True)
             root = (scale + _FLOOR * scale.mean()).rsqrt()  # tokens with an output of any size weigh alike
-            row = rows + torch.arange(len(state.valid), device=h.device)
-            aside = (row % every == every - 1)[:, None].expand_as(state.valid)[state.valid]
-            inputs, outputs = ((part * root).to(h.dtype) for part in (h, lost))
-            for part, chosen in zip(sums, (~aside, aside), strict=True):
-                part.add(inputs[chosen], outputs[chosen])
-            rows += len(state.valid)
+            sums.add(*((part * root).to(h.dtype) for part in (h, lost)))
         module.combine = None
-        fitted, held_out = sums
-        best = min(RIDGES, key=lambda ridge: held_out.error(fitted.solve(ridge)))
-        self.chosen.append(best)
-        fitted.moments += held_out.moments
-        fitted.cross += held_out.cross
-        return fitted.solve(best).to(weight.dtype)
+        return sums.solve(RIDGE).to(weight.dtype)
 
 
 @dataclass
@@ -124,10 +105,6 @@ class Sums:
         scaled = self.moments * scale[:, None] * scale
         scaled.diagonal().add_(ridge + (scale == 0))
         return torch.cholesky_solve((self.cross * scale).t(), torch.linalg.cholesky(scaled)).t() * scale
-
-    def error(self, change: Tensor) -> float:
-        """Squared error of y - change h over the tokens, but for what does not depend on `change`."""
-        return float((change * (change @ self.moments - 2 * self.cross)).sum())
 
 
 def _moment(a: Tensor, b: Tensor) -> Tensor:
