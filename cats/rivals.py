@@ -71,30 +71,70 @@ def front(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
     return [not any(_beats(other, point) for other in points) for point in points]
 
 
-def placed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The sparse rows of one model and text, with level (the model-level target), megabytes and lost (nats).
+def placed(rows: pd.DataFrame, lost: str = "delta_nll") -> pd.DataFrame:
+    """The sparse rows of one model and text, with level (the model-level target), megabytes and lost (the
+    column `lost`: nats).
 
     `rows` as the experiment `perplexity` has them, with those of the dense model.
     """
     rows = rows.assign(level=_levels(rows), megabytes=read_bytes(rows) / 1e6)
     rows = rows[rows.rule != criteria.DENSE]
-    return rows.assign(lost=rows.delta_nll.astype(float)).sort_values(["level", "lost"], kind="stable")
+    return rows.assign(lost=rows[lost].astype(float)).sort_values(["level", "lost"], kind="stable")
+
+
+def averages(tasks: pd.DataFrame) -> pd.DataFrame:
+    """The averages of the eight tasks of one model as `placed` has them, lost in percentage points.
+
+    `tasks`: rows of `zero_shot`. Raises CatsError where they have no average of a sparse model.
+    """
+    mean = tasks[tasks.task == results.AVERAGE]
+    mean = mean.assign(points=-100 * mean.delta_acc.astype(float))
+    if (mean.rule == criteria.DENSE).all():
+        raise CatsError("The record has no average of the eight tasks: evaluate all of them.")
+    return placed(mean, "points")
+
+
+def reached(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of `placed` that did without nine tenths of their target: a rule that reads a prompt dense does
+    not.
+    """
+    return rows[rows.realised_model_sparsity > 0.9 * rows.level]
+
+
+def missing(rows: pd.DataFrame, names: Sequence[str], levels: Sequence[float]) -> list[str]:
+    """What of `names` at `levels` is not among rows of `placed`: "top-k", or "top-k at 40%" where the other
+    is.
+    """
+    held = set(zip(rows.rule, rows.level, strict=True))
+    found = []
+    for name in names:
+        absent = [level for level in levels if (name, level) not in held]
+        if len(absent) == len(levels):
+            found.append(name)
+        else:
+            found += [f"{name} at {level:.0%}" for level in absent]
+    return found
 
 
 def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
-    """A row for each rule of one model: rule, drops, and for each level the difference to dense of the mean
-    accuracy ("points at 25%") and of the loss ("nats at 25%", over the first text there is).
+    """A row for each rule of one model, best first: rule, drops, and for each level the difference to dense
+    of the mean accuracy ("points at 25% [95 %]") and of the loss ("nats at 25%", over the first text there
+    is).
 
     `tasks`, `texts`: rows of `zero_shot`, of which the average of the eight is taken, and of `perplexity`.
     """
     parts = []
     if len(tasks):
-        mean = tasks[tasks.task == results.AVERAGE]
-        parts.append(_wide(mean.assign(points=mean.delta_acc.astype(float) * 100), "points"))
+        mean = averages(tasks)
+        told = [
+            f"{-row.lost:+.2f} [{100 * row.delta_low:+.2f}, {100 * row.delta_high:+.2f}]"
+            for row in mean.itertuples()
+        ]
+        parts.append(_wide(mean.assign(points=told), "points", " [95 %]"))
     if len(texts):
         text = texts[texts.unit == "token"]
         text = text[text.corpus == text.corpus.iloc[0]]
-        parts.append(_wide(text.assign(nats=text.delta_nll.astype(float)), "nats"))
+        parts.append(_wide(placed(text).rename(columns={"lost": "nats"}), "nats"))
     table = pd.concat(parts, axis=1).reset_index(names="rule")
     table.insert(1, "drops", table.rule.map(family))
     return table
@@ -102,10 +142,8 @@ def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
 
 def told(tasks: pd.DataFrame) -> str:
     """What the average of the eight tasks says of one model, in sentences; CatsError where it has none."""
-    mean = tasks[(tasks.task == results.AVERAGE) & (tasks.rule != criteria.DENSE)]
-    mean = mean.assign(level=_levels(mean), points=mean.delta_acc.astype(float) * 100)
-    if mean.empty:
-        raise CatsError("The record has no average of the eight tasks: evaluate all of them.")
+    mean = reached(averages(tasks))
+    mean = mean.assign(points=-mean.lost)
     order = ranks(mean, "points", best="most")
     low = mean[mean.level == mean.level.min()]
     half = 50 * (low.delta_high - low.delta_low).astype(float).max()
@@ -179,8 +217,8 @@ def _levels(rows: pd.DataFrame) -> pd.Series:
     return rows.model_sparsity.astype(float).round(4)
 
 
-def _wide(rows: pd.DataFrame, value: str) -> pd.DataFrame:
-    """A row for each rule, a column for each level."""
-    rows = rows[rows.rule != criteria.DENSE]
-    columns = [f"{value} at {level:.0%}" for level in _levels(rows)]
-    return rows.assign(column=columns).pivot_table(index="rule", columns="column", values=value, sort=False)
+def _wide(rows: pd.DataFrame, value: str, unit: str = "") -> pd.DataFrame:
+    """A row for each rule, in the order of the rows; a column for each level."""
+    columns = [f"{value} at {level:.0%}{unit}" for level in rows.level]
+    wide = rows.assign(column=columns).pivot(index="rule", columns="column", values=value)
+    return wide.loc[rows.rule.unique(), list(dict.fromkeys(columns))]

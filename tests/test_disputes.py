@@ -195,15 +195,19 @@ def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):
     average = tasks.assign(task=results.AVERAGE)
     table = rivals.summary(average, texts)
     assert table.columns.tolist() == [
-        *("rule", "drops", "points at 10%", "points at 20%", "nats at 10%", "nats at 20%"),
+        *("rule", "drops", "points at 10% [95 %]", "points at 20% [95 %]", "nats at 10%", "nats at 20%"),
     ]
     assert sorted(table.rule) == ["allocated", "cats"] and (table.drops == rivals.NEURONS).all()
     first = average[average.rule == "cats"].delta_acc.iloc[0]
-    assert table.set_index("rule")["points at 10%"]["cats"] == pytest.approx(100 * first)
+    assert table.set_index("rule")["points at 10% [95 %]"]["cats"].startswith(f"{100 * first:+.2f} [")
     said = rivals.told(average)
     assert said.startswith("At 10%, ") and "the widest 95 % interval is ± " in said
     with pytest.raises(CatsError, match="no average of the eight tasks"):
         rivals.told(tasks)
+    assert rivals.missing(placed, ["cats", "teal"], [0.1, 0.2]) == ["teal"]
+    assert rivals.missing(placed, ["cats"], [0.1, 0.4]) == ["cats at 40%"]
+    dense_prompt = placed.assign(realised_model_sparsity=[0.05, 0.1, 0.2, 0.1])
+    assert rivals.reached(dense_prompt).index.tolist() == placed.index[[1, 2]].tolist()
     better = placed.assign(lost=-placed.lost.abs())  # sparse may lose less than dense
     figure = rivals_plots.pareto({"live": placed, "toy": better[better.rule == "cats"]})
     drawn = [y for line in figure.axes[1].lines for y in line.get_ydata()]
