@@ -117,9 +117,8 @@ def missing(rows: pd.DataFrame, names: Sequence[str], levels: Sequence[float]) -
 
 
 def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
-    """A row for each rule of one model, best first: rule, drops, and for each level the difference to dense
-    of the mean accuracy ("points at 25% [95 %]") and of the loss ("nats at 25%", over the first text there
-    is).
+    """A row for each rule of one model, best first: rule, and for each level the difference to dense of the
+    mean accuracy ("points at 25% [95 %]") and of the loss ("nats at 25%", over the first text there is).
 
     `tasks`, `texts`: rows of `zero_shot`, of which the average of the eight is taken, and of `perplexity`.
     """
@@ -135,9 +134,7 @@ def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
         text = texts[texts.unit == "token"]
         text = text[text.corpus == text.corpus.iloc[0]]
         parts.append(_wide(placed(text).rename(columns={"lost": "nats"}), "nats"))
-    table = pd.concat(parts, axis=1).reset_index(names="rule")
-    table.insert(1, "drops", table.rule.map(family))
-    return table
+    return pd.concat(parts, axis=1).reset_index(names="rule")
 
 
 def told(tasks: pd.DataFrame) -> str:
@@ -149,6 +146,16 @@ def told(tasks: pd.DataFrame) -> str:
     half = 50 * (low.delta_high - low.delta_low).astype(float).max()
     words = " ".join(verdict(row, "points") for row in order.itertuples())
     return f"{words} At {low.level.iloc[0]:.0%}, the widest 95 % interval is ± {half:.1f} points."
+
+
+def headline(points: pd.DataFrame) -> str:
+    """A sentence on rows of `averages`: at each level, what CATS and the best rule lose."""
+    said = []
+    for level, part in reached(points).groupby("level"):
+        best, own = part.iloc[0], part[part.rule == "cats"]
+        cats = f"CATS loses {own.lost.iloc[0]:.1f} points, " if len(own) else ""
+        said.append(f"at {level:.0%} {cats}{best.rule}, the best of {len(part)} rules, {best.lost:.1f}")
+    return f"{'; '.join(said)}."
 
 
 def duel(rows: pd.DataFrame, one: str = "teal", other: str = "cats") -> str:
@@ -196,11 +203,12 @@ def ranks(rows: pd.DataFrame, column: str, *, best: str = "least") -> pd.DataFra
 def verdict(rank, unit: str) -> str:
     """One row of `ranks` as a sentence."""
     at = f"At {rank.level:.0%}"
-    first = f"{rank.best} is best of {rank.rules} rules ({rank.best_value:+.3f} {unit})"
+    digits = 2 if unit == "points" else 3
+    first = f"{rank.best} is best of {rank.rules} rules ({rank.best_value:+.{digits}f} {unit})"
     if rank.place is None or pd.isna(rank.place) or rank.place == 1:
         return f"{at}, {first}."
     place = f"ahead of {_listed(rank.behind)}, behind {_listed(rank.ahead)}" if rank.behind else "last"
-    return f"{at}, {first}; CATS ({rank.cats:+.3f} {unit}) is {place}."
+    return f"{at}, {first}; CATS ({rank.cats:+.{digits}f} {unit}) is {place}."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -195,13 +195,18 @@ def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):
     average = tasks.assign(task=results.AVERAGE)
     table = rivals.summary(average, texts)
     assert table.columns.tolist() == [
-        *("rule", "drops", "points at 10% [95 %]", "points at 20% [95 %]", "nats at 10%", "nats at 20%"),
+        *("rule", "points at 10% [95 %]", "points at 20% [95 %]", "nats at 10%", "nats at 20%"),
     ]
-    assert sorted(table.rule) == ["allocated", "cats"] and (table.drops == rivals.NEURONS).all()
+    assert sorted(table.rule) == ["allocated", "cats"]
     first = average[average.rule == "cats"].delta_acc.iloc[0]
     assert table.set_index("rule")["points at 10% [95 %]"]["cats"].startswith(f"{100 * first:+.2f} [")
     said = rivals.told(average)
     assert said.startswith("At 10%, ") and "the widest 95 % interval is ± " in said
+    points = rivals.averages(average).assign(realised_model_sparsity=1.0, lost=[2.0, 1.0, 0.5, 4.0])
+    points["rule"] = ["cats", "teal"] * 2
+    assert rivals.headline(points).startswith(
+        "at 10% CATS loses 2.0 points, cats, the best of 2 rules, 2.0; at"
+    )
     with pytest.raises(CatsError, match="no average of the eight tasks"):
         rivals.told(tasks)
     assert rivals.missing(placed, ["cats", "teal"], [0.1, 0.2]) == ["teal"]
