@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from cats.masking import Masking
 
 _CHECK = 16  # steps between two looks at the text: each look is a synchronisation
+_LEAVING = 0.25  # of the rows, from which on those that are over leave the batch
 
 
 @torch.inference_mode()
@@ -27,24 +28,44 @@ def continue_prompts(
     """Token ids that `model` adds to each prompt: at most `new_tokens`, up to and with the first of `eos`.
 
     `ended(ids)` says after how many tokens a row was over for another reason, None while it is not. The
-    prompts are read in parts of about `prefill_tokens` tokens. `masking` counts each row's own steps alone.
+    prompts are read in parts of about `prefill_tokens` tokens. `masking` counts each row's own steps alone;
+    rows that are over leave the batch.
     """
     ids, valid = left_padded(prompts, model.device)
-    rows, width = ids.shape
+    width = ids.shape[1]
     lengths = valid.sum(1)
     cache, following = read_prompts(model, ids, valid, masking, prefill_tokens)
-    mask = torch.cat([valid, valid.new_ones(rows, new_tokens)], dim=1)
+    mask = torch.cat([valid, valid.new_ones(len(ids), new_tokens)], dim=1)
     ends = torch.tensor(list(eos), device=ids.device)
-    tokens = ids.new_zeros(rows, new_tokens)
-    done = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+    tokens = ids.new_zeros(len(ids), new_tokens)
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    places = torch.arange(len(ids))  # in `prompts`, of the rows that go on
+    added: list[list[int]] = [[] for _ in prompts]
     masking.start_rows()
-    step = 0
+    step = counted = 0
     while True:
         tokens[:, step] = following
         done |= torch.isin(following, ends)
         step += 1
-        if step == new_tokens or (step % _CHECK == 0 and _all_over(tokens[:, :step], done, ended)):
-            break
+        if step == new_tokens or step % _CHECK == 0:
+            over = _over(tokens[:, :step], done, ended)
+            leave = torch.ones_like(over) if step == new_tokens else over
+            if leave.float().mean() >= _LEAVING:
+                for place, row in zip(places[leave].tolist(), tokens[leave, :step].tolist(), strict=True):
+                    added[place] = cut(row, set(eos), ended)
+                steps = torch.tensor([len(added[place]) or step for place in places.tolist()])
+                masking.count_rows(steps - 1 - counted)  # the first token came with the prompt
+                stay = (~leave).nonzero()[:, 0]
+                if not len(stay):
+                    return added
+                places, stay, counted = places[stay], stay.to(ids.device), step - 1
+                following, tokens, mask, lengths = (x[stay] for x in (following, tokens, mask, lengths))
+                done = torch.zeros_like(done[stay])
+                cache.batch_select_indices(stay)
+                masking.keep_rows(stay)
+                masking.start_rows()
+            else:
+                done = over.to(ids.device)
         masking.begin("decode", ~done[:, None])
         logits = model(
             input_ids=following[:, None],
@@ -54,9 +75,6 @@ def continue_prompts(
             use_cache=True,
         ).logits
         following = logits[:, -1].argmax(-1)
-    added = [cut(row, set(eos), ended) for row in tokens[:, :step].tolist()]
-    masking.count_rows(torch.tensor([len(row) - 1 for row in added]))  # the first token came with the prompt
-    return added
 
 
 def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
@@ -100,13 +118,10 @@ def read_prompts(
     return whole, torch.cat(following)
 
 
-def _all_over(tokens: Tensor, done: Tensor, ended: Callable) -> bool:
-    """Mark rows whose text is over in `done`, in place; whether every row is over."""
-    over = done.tolist()
-    for row, ids in enumerate(tokens.tolist()):
-        over[row] = over[row] or ended(ids) is not None
-    done.copy_(torch.tensor(over))
-    return all(over)
+def _over(tokens: Tensor, done: Tensor, ended: Callable) -> Tensor:
+    """Which rows are over [B], on the CPU: those that are `done`, and those whose text is."""
+    pairs = zip(tokens.tolist(), done.tolist(), strict=True)
+    return torch.tensor([over or ended(ids) is not None for ids, over in pairs])
 
 
 def cut(ids: list[int], eos: set[int], ended: Callable) -> list[int]:

@@ -145,6 +145,13 @@ class Masking:
             self._zeroed["decode"] += (zeroed * valid[:, None]).sum((0, 2))
             self._tokens["decode"] += valid.sum()
 
+    def keep_rows(self, rows: Tensor) -> None:
+        """Decoding goes on with these rows [B] of its batch alone; a rule that chose for each row follows."""
+        for module in self.modules:
+            select = getattr(module.keep, "select", None) if isinstance(module, Site) else None
+            if select is not None:
+                select(rows)
+
     def realised(self, gather: Callable = lambda value: [value]) -> dict[str, dict]:
         """For each phase that had tokens: tokens, gate_sparsity (share of the MLPs' neurons; None where a
         rule drops others too), by_layer (share of what could be dropped, counted in weights), and

@@ -9,6 +9,7 @@ from torch import nn
 from cats import corpora, criteria, plans, results
 from cats.accounting import account
 from cats.configuration import Calibration, Configuration
+from cats.continuation import continue_prompts
 from cats.criteria import (
     greedy,
     griffin,
@@ -167,6 +168,37 @@ def test_decoding_counts_rows_by_their_length(model, text):
             model(input_ids=IDS[:, step : step + 1])
         masking.count_rows(torch.tensor([1, 3, 0, 2]))
     assert masking.realised()["decode"]["tokens"] == 6
+
+
+@pytest.mark.parametrize("name", ["cats", "griffin"])
+def test_rows_that_are_over_leave_and_the_others_go_on_as_alone(name, model, text):
+    criteria.rule(name).calibrate(model, text, progress=False).apply(model, 0.7)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(3, 90, (8 + 3 * row,), generator=generator).tolist() for row in range(8)]
+    batches = []
+
+    def ended(ids):  # rows end after 3 to 38 tokens, as their first one says
+        limit = 3 + 7 * (ids[0] % 6)
+        return limit if len(ids) >= limit else None
+
+    def go_on(chosen):
+        return continue_prompts(
+            model, chosen, new_tokens=40, eos=[-1], ended=ended, masking=masking, prefill_tokens=64
+        )
+
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with Masking(model) as masking:
+        together, counted = go_on(prompts), masking.realised()["decode"]
+        assert len(set(map(len, together))) > 3 and batches[-1] < len(prompts) / 2
+        masking.reset()
+        assert together == [go_on([prompt])[0] for prompt in prompts]
+        apart = masking.realised()["decode"]
+    assert counted["tokens"] == apart["tokens"] == sum(len(row) - 1 for row in together)
+    # a gate at its threshold may fall on the other side of it in another batch: one of 20,000 here
+    assert counted["by_layer"] == pytest.approx(apart["by_layer"], abs=2e-3)
+    assert counted["skipped_weights"] == pytest.approx(apart["skipped_weights"], rel=2e-3)
 
 
 def test_two_at_once_are_refused(model, text):

@@ -61,7 +61,12 @@ class Choice:
         rows = len(states)
         if sum(map(len, self._sets)) < rows:
             raise CatsError("griffin decodes behind a prompt that it has read: pass the prompt in one call.")
-        return torch.cat(self._sets)[-rows:, None]
+        self._sets = [torch.cat(self._sets)[-rows:]]
+        return self._sets[0][:, None]
+
+    def select(self, rows: Tensor) -> None:
+        """Decoding goes on with these rows [B] of the last call alone."""
+        self._sets = [self._sets[0][rows]]
 
     def _prefill(self, states: Tensor, call: Call | None) -> Tensor:
         if self._decoding:
