@@ -690,13 +690,18 @@ def test_what_cannot_be_fine_tuned_is_said_in_one_sentence(here, capsys, options
     assert printed[-1].startswith("cats: ") and message in printed[-1]
 
 
-def test_zero_shot_accuracy_is_measured_along_the_curve(loaded, fit, run, text, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_zero_shot_accuracy_is_measured_along_the_curve(dtype, loaded, fit, run, text, tmp_path):
     data_dir = evaluation_toys.mirrors(tmp_path / "mirrors")
     crew = SimpleNamespace(rank=0, size=1, gather=lambda value: [value])
     score = measure.zero_shot(
-        loaded.tokenizer, ["piqa", "arc_easy"], documents=None, data_dir=str(data_dir), crew=crew, bf16=False
+        *(loaded.tokenizer, ["piqa", "arc_easy"]),
+        documents=None,
+        data_dir=str(data_dir),
+        crew=crew,
+        bf16=dtype == "bfloat16",
     )
-    recipe = Recipe(**TOY | CATS | dict(steps=1))
+    recipe = Recipe(**TOY | CATS | dict(steps=1, dtype=dtype))
     outcome = finetune(loaded, recipe, text, tmp_path / "run", fit=fit, zero_shot=score)
     sparse = sparsify(evaluation_toys.loaded(num_hidden_layers=2).model, fit.thresholds, 0.5)
     assert outcome.points[0]["zero_shot"] == score(sparse)

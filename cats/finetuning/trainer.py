@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -113,6 +114,9 @@ class CatsTrainer(Trainer):
             compute_metrics=self._metrics,
             callbacks=[Grid(self, minutes)],
         )
+        for module in model.modules():
+            if args.bf16 and isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False  # autocast does, behind the dropout and not before it
         self.remove_callback(PrinterCallback)  # both print every step's loss
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
