@@ -81,10 +81,12 @@ class Masking:
         self._masked: Tensor | None = None
         self._prompt: Tensor | None = None
         self._rows: list[Tensor] | None = None
+        self._noted: list[tuple[int, str, Tensor]] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget what was counted."""
+        self._noted.clear()
         layers = len(self.modules)
         device = _device(self.modules[0]) if layers else "cpu"
         self._zeroed = {phase: torch.zeros(layers, dtype=torch.int64, device=device) for phase in PHASES}
@@ -124,6 +126,7 @@ class Masking:
         """Announce the next call of the model: `valid` [B, T] bool, False for padding; `before` as
         Policy.chosen; `prompt` as `cats.sites.Call`; `dense` masks no token of it.
         """
+        self._count()
         self._phase, self._valid, self._prompt = phase, valid, prompt
         self._masked = torch.zeros_like(valid) if dense else None
         if not dense and phase == "prefill" and self.policy != Policy():
@@ -159,6 +162,7 @@ class Masking:
 
         `gather` collects a value from every process of an evaluation.
         """
+        self._count()
         result = {}
         for phase in PHASES:
             counts = torch.stack([self._zeroed[phase], self._tokens[phase]]).tolist()
@@ -203,19 +207,30 @@ class Masking:
         return h.reshape(shape)
 
     def _note(self, layer: int, phase: str, zeroed: Tensor) -> None:
+        """Keep the zeros of each row [N] of a call until it is over: counted layer by layer, they would take
+        as many launches as the layers.
+        """
         if self._rows is not None and phase == "decode":
             self._rows.append(zeroed.to(self._zeroed[phase].device, torch.int32))
             return
-        home = self._zeroed[
-            phase
-        ].device  # another GPU's than the layer's, where a model is spread over several
-        if self._valid is not None:
-            valid = self._valid.reshape(-1).to(zeroed.device)
-            zeroed = zeroed * valid
-            self._tokens[phase][layer] += valid.sum().to(home)
-        else:
-            self._tokens[phase][layer] += len(zeroed)
-        self._zeroed[phase][layer] += zeroed.sum().to(home)
+        if self._noted and self._noted[0][0] == layer:
+            self._count()  # a call that nobody announced
+        self._noted.append((layer, phase, zeroed))
+
+    def _count(self) -> None:
+        """Count what the call before has zeroed, padding excluded."""
+        for phase in PHASES:
+            noted = [(layer, zeroed) for layer, of, zeroed in self._noted if of == phase]
+            if not noted:
+                continue
+            home = self._zeroed[phase].device  # layers may be on other GPUs
+            rows = torch.stack([zeroed.to(home) for _, zeroed in noted])
+            valid = rows.new_ones(rows.shape[1]) if self._valid is None else self._valid.reshape(-1).to(home)
+            layers = [layer for layer, _ in noted]
+            where = slice(None) if layers == list(range(len(self.modules))) else layers
+            self._zeroed[phase][where] += (rows * valid).sum(1)
+            self._tokens[phase][where] += valid.sum()  # no layer is there twice
+        self._noted.clear()
 
 
 def _device(module: CatsMLP | Site) -> torch.device:
