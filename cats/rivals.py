@@ -153,8 +153,11 @@ def headline(points: pd.DataFrame) -> str:
     said = []
     for level, part in reached(points).groupby("level"):
         best, own = part.iloc[0], part[part.rule == "cats"]
-        cats = f"CATS loses {own.lost.iloc[0]:.1f} points, " if len(own) else ""
-        said.append(f"at {level:.0%} {cats}{best.rule}, the best of {len(part)} rules, {best.lost:.1f}")
+        first = f"{best.rule}, the best of {len(part)} rules,"
+        if best.rule == "cats" or own.empty:
+            said.append(f"at {level:.0%} {first} loses {best.lost:.1f} points")
+        else:
+            said.append(f"at {level:.0%} CATS loses {own.lost.iloc[0]:.1f} points, {first} {best.lost:.1f}")
     return f"{'; '.join(said)}."
 
 
