@@ -137,28 +137,29 @@ def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reset_index(names="rule")
 
 
-def told(tasks: pd.DataFrame) -> str:
-    """What the average of the eight tasks says of one model, in sentences; CatsError where it has none."""
-    mean = reached(averages(tasks))
-    mean = mean.assign(points=-mean.lost)
-    order = ranks(mean, "points", best="most")
-    low = mean[mean.level == mean.level.min()]
-    half = 50 * (low.delta_high - low.delta_low).astype(float).max()
-    words = " ".join(verdict(row, "points") for row in order.itertuples())
-    return f"{words} At {low.level.iloc[0]:.0%}, the widest 95 % interval is ± {half:.1f} points."
-
-
-def headline(points: pd.DataFrame) -> str:
-    """A sentence on rows of `averages`: at each level, what CATS and the best rule lose."""
+def headline(rows: pd.DataFrame, unit: str = "points") -> str:
+    """A sentence on rows of `placed` or `averages`: at each level, what CATS and the best rule lose."""
+    digits = 1 if unit == "points" else 3
     said = []
-    for level, part in reached(points).groupby("level"):
+    for level, part in reached(rows).groupby("level"):
         best, own = part.iloc[0], part[part.rule == "cats"]
         first = f"{best.rule}, the best of {len(part)} rules,"
         if best.rule == "cats" or own.empty:
-            said.append(f"at {level:.0%} {first} loses {best.lost:.1f} points")
+            said.append(f"at {level:.0%} {first} loses {best.lost:.{digits}f} {unit}")
         else:
-            said.append(f"at {level:.0%} CATS loses {own.lost.iloc[0]:.1f} points, {first} {best.lost:.1f}")
+            lost = f"{own.lost.iloc[0]:.{digits}f} {unit}"
+            said.append(f"at {level:.0%} CATS loses {lost}, {first} {best.lost:.{digits}f}")
     return f"{'; '.join(said)}."
+
+
+def widest(points: pd.DataFrame) -> str:
+    """A sentence on rows of `averages`: how wide the paired intervals are at the lowest level."""
+    low = points[points.level == points.level.min()]
+    half = 50 * (low.delta_high - low.delta_low).astype(float)
+    return (
+        f"At {low.level.iloc[0]:.0%} the widest 95 % interval is ± {half.max():.1f} points, that of "
+        f"{low.rule[half.idxmax()]}."
+    )
 
 
 def duel(rows: pd.DataFrame, one: str = "teal", other: str = "cats") -> str:
@@ -174,50 +175,6 @@ def duel(rows: pd.DataFrame, one: str = "teal", other: str = "cats") -> str:
         f"{names[one]} at {shared.max():.0%} adds {a:.3f} nats and {names[other]} {b:.3f}: "
         f"{names[one]} loses {less}."
     )
-
-
-def ranks(rows: pd.DataFrame, column: str, *, best: str = "least") -> pd.DataFrame:
-    """For each level of model-level sparsity a row: level, rules (how many), best, best_value, cats (its
-    value, None where it is absent), place (of CATS, 1 for the best), ahead (rules that beat it, in order) and
-    behind (rules that it beats, in order).
-
-    `rows`: rule, level and `column`; `best` "least" or "most" of it.
-    """
-    found = []
-    for level, part in rows.dropna(subset=[column]).groupby("level"):
-        ordered = part.sort_values(column, ascending=best == "least", kind="stable")
-        names = ordered.rule.tolist()
-        place = names.index("cats") if "cats" in names else None
-        found.append(
-            {
-                "level": level,
-                "rules": len(names),
-                "best": names[0],
-                "best_value": float(ordered[column].iloc[0]),
-                "cats": None if place is None else float(ordered[column].iloc[place]),
-                "place": None if place is None else place + 1,
-                "ahead": [] if place is None else names[:place],
-                "behind": [] if place is None else names[place + 1 :],
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def verdict(rank, unit: str) -> str:
-    """One row of `ranks` as a sentence."""
-    at = f"At {rank.level:.0%}"
-    digits = 2 if unit == "points" else 3
-    first = f"{rank.best} is best of {rank.rules} rules ({rank.best_value:+.{digits}f} {unit})"
-    if rank.place is None or pd.isna(rank.place) or rank.place == 1:
-        return f"{at}, {first}."
-    place = f"ahead of {_listed(rank.behind)}, behind {_listed(rank.ahead)}" if rank.behind else "last"
-    return f"{at}, {first}; CATS ({rank.cats:+.{digits}f} {unit}) is {place}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: "a", "a and b", "a, b and c"."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:

@@ -47,23 +47,20 @@ def test_the_front_holds_what_nothing_beats():
     assert rivals.front([1, 1], [2, 2]) == [True, True]
 
 
-@pytest.mark.parametrize(("best", "first", "place"), [("least", "teal", 2), ("most", "cats", 1)])
-def test_ranks_by_hand(best, first, place):
-    table = pd.DataFrame({"rule": ["cats", "teal", "wina"], "level": 0.25, "lost": [0.3, 0.1, None]})
-    (rank,) = rivals.ranks(table, "lost", best=best).itertuples()
-    assert (rank.rules, rank.best, rank.place) == (2, first, place)
-    said = rivals.verdict(rank, "nats")
-    assert said.startswith(f"At 25%, {first} is best of 2 rules")
-    assert said.endswith("CATS (+0.300 nats) is last.") == (place == 2)
-
-
-def test_a_verdict_names_who_is_ahead_and_who_behind():
-    table = pd.DataFrame({"rule": ["cats", "teal", "top-k", "scap", "wina"], "level": 0.4})
-    (rank,) = rivals.ranks(table.assign(lost=[0.3, 0.1, 0.5, 0.2, 0.4]), "lost").itertuples()
-    assert rivals.verdict(rank, "nats") == (
-        "At 40%, teal is best of 5 rules (+0.100 nats); "
-        "CATS (+0.300 nats) is ahead of wina and top-k, behind teal and scap."
+def test_a_headline_says_what_cats_and_the_best_rule_lose():
+    table = pd.DataFrame(
+        {"rule": ["teal", "cats", "griffin", "cats", "teal"], "level": [0.25] * 3 + [0.4] * 2}
     )
+    table = table.assign(lost=[-0.1, 0.3, 0.5, 1.0, 2.0], realised_model_sparsity=table.level)
+    table.loc[2, "realised_model_sparsity"] = 0.06  # a prompt read dense
+    assert rivals.headline(table, "nats") == (
+        "at 25% CATS loses 0.300 nats, teal, the best of 2 rules, -0.100; "
+        "at 40% cats, the best of 2 rules, loses 1.000 nats."
+    )
+    others = table[table.rule != "cats"]
+    assert rivals.headline(others[:1]) == "at 25% teal, the best of 1 rules, loses -0.1 points."
+    said = rivals.widest(table.assign(delta_low=0.0, delta_high=[0.01, 0.03, 0.02, 0.5, 0.5]))
+    assert said == "At 25% the widest 95 % interval is ± 1.5 points, that of cats."
 
 
 def test_a_duel_names_who_loses_less():
@@ -200,16 +197,10 @@ def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):
     assert sorted(table.rule) == ["allocated", "cats"]
     first = average[average.rule == "cats"].delta_acc.iloc[0]
     assert table.set_index("rule")["points at 10% [95 %]"]["cats"].startswith(f"{100 * first:+.2f} [")
-    said = rivals.told(average)
-    assert said.startswith("At 10%, ") and "the widest 95 % interval is ± " in said
-    points = rivals.averages(average).assign(realised_model_sparsity=1.0, lost=[1.0, 2.0, 0.5, 4.0])
-    points["rule"] = ["cats", "teal", "teal", "cats"]
-    assert rivals.headline(points) == (
-        "at 10% cats, the best of 2 rules, loses 1.0 points; "
-        "at 20% CATS loses 4.0 points, teal, the best of 2 rules, 0.5."
-    )
+    points = rivals.averages(average)
+    assert points.lost.iloc[0] == pytest.approx(-100 * average.delta_acc[points.index[0]])
     with pytest.raises(CatsError, match="no average of the eight tasks"):
-        rivals.told(tasks)
+        rivals.averages(tasks)
     assert rivals.missing(placed, ["cats", "teal"], [0.1, 0.2]) == ["teal"]
     assert rivals.missing(placed, ["cats"], [0.1, 0.4]) == ["cats at 40%"]
     dense_prompt = placed.assign(realised_model_sparsity=[0.05, 0.1, 0.2, 0.1])
