@@ -48,24 +48,22 @@ def continue_prompts(
         done |= torch.isin(following, ends)
         step += 1
         if step == new_tokens or step % _CHECK == 0:
-            over = _over(tokens[:, :step], done, ended)
-            leave = torch.ones_like(over) if step == new_tokens else over
-            if leave.float().mean() >= _LEAVING:
-                for place, row in zip(places[leave].tolist(), tokens[leave, :step].tolist(), strict=True):
+            over = _over(tokens[:, :step], done, ended) | (step == new_tokens)
+            done = over.to(ids.device)
+            if over.float().mean() >= _LEAVING:
+                for place, row in zip(places[over].tolist(), tokens[done, :step].tolist(), strict=True):
                     added[place] = cut(row, set(eos), ended)
                 steps = torch.tensor([len(added[place]) or step for place in places.tolist()])
                 masking.count_rows(steps - 1 - counted)  # the first token came with the prompt
-                stay = (~leave).nonzero()[:, 0]
-                if not len(stay):
+                if over.all():
                     return added
-                places, stay, counted = places[stay], stay.to(ids.device), step - 1
-                following, tokens, mask, lengths = (x[stay] for x in (following, tokens, mask, lengths))
-                done = torch.zeros_like(done[stay])
+                counted, places, stay = step - 1, places[~over], (~done).nonzero()[:, 0]
+                following, tokens, mask, lengths, done = (
+                    rows[stay] for rows in (following, tokens, mask, lengths, done)
+                )
                 cache.batch_select_indices(stay)
                 masking.keep_rows(stay)
                 masking.start_rows()
-            else:
-                done = over.to(ids.device)
         masking.begin("decode", ~done[:, None])
         logits = model(
             input_ids=following[:, None],

@@ -5,7 +5,6 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -213,7 +212,6 @@ def bos_ids(tokenizer, bos: str) -> list[int]:
     raise CatsError(f"Unknown BOS policy {bos!r}: use 'auto', 'always' or 'never'.")
 
 
-@lru_cache(maxsize=64)  # a suite reads its texts under every configuration
 def encode(tokenizer, text: str) -> list[int]:
     """Token ids of a text without special tokens, whatever its length."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -28,7 +28,7 @@ class _Window:
 def document_nll(
     model,
     tokenizer,
-    documents: Sequence[str],
+    documents: Sequence[str] | Sequence[list[int]],
     *,
     max_length: int = 1024,
     stride: int | None = None,
@@ -38,6 +38,7 @@ def document_nll(
 ) -> pd.DataFrame:
     """Summed negative log-likelihood of each document: columns document, tokens (scored), nll_nats (the sum).
 
+    `documents`: texts, or their token ids as `cats.corpora.encode` has them.
     A document longer than `max_length` is read in windows of `max_length` that advance by `stride` (default:
     no more overlap than the one token of context that the first target needs). Every token is scored exactly
     once; the first of a document only where the BOS policy (`cats.corpora.bos_ids`) puts a token before it.
@@ -49,7 +50,7 @@ def document_nll(
     _check_window(model, max_length, stride)
     windows: list[_Window] = []
     for number, text in enumerate(documents):
-        ids = encode(tokenizer, text)[:tokens_per_document]
+        ids = (encode(tokenizer, text) if isinstance(text, str) else text)[:tokens_per_document]
         windows += _windows(number, ids, prefix, max_length, stride or max_length)
     if not windows:
         raise CatsError("No document has a token to score: give longer documents or bos='always'.")

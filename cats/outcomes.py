@@ -64,6 +64,7 @@ class Outcome:
             raise CatsError(f"The result {path} is damaged: delete it to evaluate again.") from error
 
 
+@templates_kept()
 def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
     """Per metric one score a document, from the responses to `task.requests`, by lm-eval's own filters and
     metrics.
@@ -78,16 +79,15 @@ def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
         by_document.setdefault(request.doc_id, []).append(request)
     task.lm_eval.apply_filters()
     scores: dict[str, list] = {}
-    with templates_kept():
-        for number, name in enumerate(requests[0].filtered_resps):
-            suffix = "" if number == 0 else f"_{name.split('-')[0]}"
-            for document in sorted(by_document):
-                asked = sorted(by_document[document], key=lambda request: request.idx)
-                values = task.lm_eval.process_results(
-                    asked[0].doc, [request.filtered_resps[name] for request in asked]
-                )
-                for metric, value in values.items():
-                    scores.setdefault(metric + suffix, []).append(value)
+    for number, name in enumerate(requests[0].filtered_resps):
+        suffix = "" if number == 0 else f"_{name.split('-')[0]}"
+        for document in sorted(by_document):
+            asked = sorted(by_document[document], key=lambda request: request.idx)
+            values = task.lm_eval.process_results(
+                asked[0].doc, [request.filtered_resps[name] for request in asked]
+            )
+            for metric, value in values.items():
+                scores.setdefault(metric + suffix, []).append(value)
     return {metric: np.asarray(values, dtype=float) for metric, values in scores.items()}
 
 

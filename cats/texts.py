@@ -1,6 +1,6 @@
 """Perplexity on plain text as a task, "text:<corpus>", so that a suite measures it beside the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,7 @@ class LoadedText:
     documents: list[int]
     data: dict
     shots: int = 0
+    encoded: dict[int, list[int]] = field(default_factory=dict)  # kept for the next configuration
 
 
 def is_text(name: str) -> bool:
@@ -58,6 +59,9 @@ def score(
     score; `tokens` keeps the beginning of longer ones.
     """
     mine = crew.share(task.documents)
+    for number in mine:
+        if number not in task.encoded:
+            task.encoded[number] = corpora.encode(harness.tokenizer, task.corpus.documents[number])
     found: dict[int, tuple] = {}
     if mine:
         hook = harness.model.register_forward_pre_hook(partial(announce, harness.masking), with_kwargs=True)
@@ -65,7 +69,7 @@ def score(
             table = document_nll(
                 harness.model,
                 harness.tokenizer,
-                [task.corpus.documents[number] for number in mine],
+                [task.encoded[number] for number in mine],
                 max_length=min(_LENGTH, harness.max_length),
                 tokens_per_document=tokens,
             )
