@@ -622,13 +622,14 @@ def test_lm_evals_own_command_line_gives_the_same_numbers(folder, tmp_path, monk
     assert [sample["acc_norm"] for sample in samples] == outcome.scores["acc_norm"].tolist()
 
 
-def test_two_processes_give_what_one_gives(folder, tmp_path):
+@pytest.mark.parametrize("device", two_processes.DEVICES)
+def test_two_processes_give_what_one_gives(folder, tmp_path, device):
     toy = loaded()
     toy.model.save_pretrained(tmp_path / "model")
     toy.tokenizer.save_pretrained(tmp_path / "model")
     arguments = [
         *("evaluate", "--model", str(tmp_path / "model"), "--data-dir", str(folder), "--documents", "3"),
-        *("--tasks", "piqa", "gsm8k", "--rule", "cats", "--tokens", "1024"),
+        *("--tasks", "piqa", "gsm8k", "--rule", "cats", "--tokens", "1024", "--device", device),
     ]
     assert cats_cli.main([*arguments, "--output", str(tmp_path / "one")]) == 0
     # accelerate itself starts several processes on GPUs alone; what it tells them, torchrun tells too

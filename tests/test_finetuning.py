@@ -643,15 +643,17 @@ def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
     assert "step 2 of 2, held-out" in printed.err
 
 
-def test_two_processes_follow_the_curve_of_one(here):
+@pytest.mark.parametrize("device", two_processes.DEVICES)
+def test_two_processes_follow_the_curve_of_one(here, device):
     (here / "plan.yml").write_text(
         "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], device: cpu, dtype: float32, steps: 3,\n"
         "   train: train.txt, heldout: other.txt, heldout_rows: 7, batch: 4, rows_at_once: 2, lr: 0.01,\n"
         "   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, distil: 0.5,\n"
         "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
     )
-    two_processes.run("cats.finetuning.command", "finetune", "--plan", "plan.yml", "--output", "two")
-    assert cats_cli.main(["finetune", "--plan", "plan.yml", "--output", "one"]) == 0
+    command = ["finetune", "--plan", "plan.yml", "--device", device]
+    two_processes.run("cats.finetuning.command", *command, "--output", "two")
+    assert cats_cli.main([*command, "--output", "one"]) == 0
     one, two = (records.read("finetuning", folder=here / name).rows for name in ("one", "two"))
     assert list(two.rows_trained) == [0, 12]
     for column in ("heldout_nll_nats", "indomain_nll_nats", "train_loss", "realised_sparsity"):

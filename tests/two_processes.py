@@ -5,6 +5,12 @@ import socket
 import subprocess
 import sys
 
+import pytest
+import torch
+
+_TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, _TWO_GPUS])]
+
 # Forked when everything is imported, which takes longest.
 _PROGRAM = """
 import importlib, os, sys
