@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from cats import criteria, records
@@ -10,6 +11,8 @@ from cats.packing import unpack
 from cats.pairs import difference, mean_difference
 from cats.results import AVERAGE, stock
 from cats.task_list import PAPER
+
+_CORRECT = ("correct", "correct_again")
 
 
 def find(experiment: str, slug: str) -> records.Record | None:
@@ -109,6 +112,23 @@ def variants(
                 gains.append(f"{_points(difference(*map(unpack, both)))} on GSM8K")
             words.append(f"{rule} at {level:.0%} gains {' and '.join(gains)}")
     return pd.DataFrame(table), words
+
+
+def again(one: records.Record, other: records.Record) -> pd.DataFrame:
+    """Configurations that two records of one model's tasks share: method, gate_sparsity, answers, how many of
+    them changed, and the accuracy over all of them in the first (acc) and the second (acc_again).
+
+    A sparse configuration is shared where both were calibrated alike.
+    """
+    texts = [record.content["parameters"].get("calibration") for record in (one, other)]
+    keys = ["method", "gate_sparsity", "task"]
+    both = one.rows.merge(other.rows, on=keys, suffixes=("", "_again"))
+    both = both[both.correct.notna() & ((texts[0] == texts[1]) | (both.rule == "dense"))]
+    rows = []
+    for (method, level), part in both.groupby(keys[:2], sort=False):
+        first, second = (np.concatenate([unpack(each) for each in part[name]]) for name in _CORRECT)
+        rows.append((method, level, len(first), int((first != second).sum()), first.mean(), second.mean()))
+    return pd.DataFrame(rows, columns=[*keys[:2], "answers", "changed", "acc", "acc_again"])
 
 
 def _at(rows: pd.DataFrame, rule: str, level: float, column: str, **where):

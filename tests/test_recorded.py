@@ -1,5 +1,7 @@
 """Records in a chapter: found by name, newest first, and words where there is none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,3 +99,30 @@ def test_variants_are_compared_with_cats_at_their_level():
     assert "] in the average and +25.0 points [" in words[0]
     alone, _ = recorded.variants(tasks, pd.DataFrame(), pd.DataFrame(), ["refit"])
     assert alone.GSM8K.isna().all()
+
+
+def test_what_two_records_share_is_held_answer_by_answer():
+    def record(calibration, **answers):
+        rows = [
+            {
+                "method": method,
+                "rule": method,
+                "gate_sparsity": 0.0 if method == "dense" else 0.5,
+                "task": task,
+                "correct": pack(np.asarray(values, dtype=float)),
+            }
+            for method, values in answers.items()
+            for task in ("piqa", "boolq")
+        ]
+        rows.append(
+            {"method": "dense", "rule": "dense", "gate_sparsity": 0.0, "task": AVERAGE, "correct": None}
+        )
+        return SimpleNamespace(rows=pd.DataFrame(rows), content={"parameters": {"calibration": calibration}})
+
+    one = record("a", dense=[1, 0, 1], cats=[0, 0, 1])
+    found = recorded.again(one, record("a", dense=[1, 1, 1], cats=[0, 1, 0]))
+    assert found.method.tolist() == ["dense", "cats"]
+    assert found.answers.tolist() == [6, 6] and found.changed.tolist() == [2, 4]
+    assert found.acc.tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert found.acc_again.tolist() == pytest.approx([1, 1 / 3])
+    assert recorded.again(one, record("b", dense=[1, 0, 1], cats=[0, 0, 1])).method.tolist() == ["dense"]
