@@ -1,6 +1,6 @@
 """The sweep over choices that papers make silently: a column for each choice, from records or live rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -10,6 +10,7 @@ from cats.variance import Analysis
 
 CHOICES = ("sparsity", "tokens masked", "calibration text", "padding", "allocation")
 LOSS, ACCURACY = "loss − dense, nats", "accuracy − dense, points"
+EXPLAINED, OF_DISTANCE = "choices and pairs explain", "of it by these"
 ALL, NONE = "all", "none of the prompt"
 
 
@@ -74,16 +75,47 @@ def policies(names: Sequence[str]) -> list[Policy]:
     return [known[name] for name in names]
 
 
-def told(name: str, analysis: Analysis) -> str:
-    """What an analysis of the sweep says of the spread, in two sentences that begin with `name`."""
-    first = analysis.table.iloc[0]
-    gap, share = analysis.spread()
-    low, high = (", ".join(place.values()) for place in analysis.extremes())
-    return (
-        f"{name}: {first.effect} explains most, {first.share:.0%} of the variation; single choices and pairs "
-        f"together explain {analysis.explained():.1%}. Lowest is ({low}), highest ({high}), {gap:.2f} apart; "
-        f"single choices and pairs make up {share:.1%} of that distance."
-    )
+def summary(analyses: Mapping[str, Analysis]) -> pd.DataFrame:
+    """A row a sweep: what explains most, how much choices and pairs of them explain, the two settings furthest
+    apart, and how much of that distance choices and pairs make up.
+    """
+    rows = []
+    for name, analysis in analyses.items():
+        first = analysis.table.iloc[0]
+        gap, share = analysis.spread()
+        low, high = (", ".join(place.values()) for place in analysis.extremes())
+        rows.append(
+            {
+                "sweep": name,
+                "explains most": f"{first.effect}, {first.share:.0%}",
+                EXPLAINED: analysis.explained(),
+                "lowest": low,
+                "highest": high,
+                "apart": gap,
+                OF_DISTANCE: share,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def moves(name: str, analysis: Analysis) -> pd.DataFrame:
+    """A row for each choice of a sweep: sweep, choice, moves (how far its levels' means are apart), kept (the
+    level of least loss or highest accuracy) and share (of the variation, by itself).
+    """
+    best = "idxmax" if analysis.response == ACCURACY else "idxmin"
+    rows = []
+    for factor in analysis.factors:
+        means = analysis.means(factor)
+        rows.append(
+            {
+                "sweep": name,
+                "choice": factor,
+                "moves": float(means["mean"].max() - means["mean"].min()),
+                "kept": means.level[getattr(means["mean"], best)()],
+                "share": analysis.sums[factor,] / analysis.total,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def concentrated(rows: pd.DataFrame) -> dict[str, str]:

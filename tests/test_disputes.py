@@ -2,6 +2,7 @@
 
 import evaluation_toys
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 import toys
@@ -166,16 +167,27 @@ def test_a_sweep_is_read_back_balanced_and_split_exactly(recorded_sweep, monkeyp
         & (table.allocation == "uniform")
     ]
     assert same[disputes.LOSS].tolist() == pytest.approx([wanted.delta_nll])
-    said = disputes.told("toy", found)
-    assert said.startswith("toy: ") and "make up" in said
+    (row,) = disputes.summary({"toy": found}).to_dict("records")
+    assert row["sweep"] == "toy" and row["apart"] == pytest.approx(np.ptp(found.cells))
+    assert row[disputes.EXPLAINED] == found.explained() and len(row["lowest"].split(", ")) == 5
+    moved = disputes.moves("toy", found).set_index("choice")
+    losses = table.groupby("sparsity")[disputes.LOSS].mean()
+    assert (
+        moved.moves["sparsity"] == pytest.approx(np.ptp(losses)) 
+    assert moved.kept["sparsity"] == losses.idxmin()
+    )
+    scores = variance.analyse(table, disputes.ACCURACY, disputes.CHOICES)
+    best = table.groupby("allocation")[disputes.ACCURACY].mean().idxmax()
+    assert disputes.moves("toy", scores).set_index("choice").kept["allocation"] == best
     accuracy = table[disputes.ACCURACY]
     assert accuracy.notna().all() and accuracy.abs().max() <= 100
     assert disputes.sweep(["disputes-none-docs"]).empty
     figure = disputed_plots.effects(found, disputes.LOSS)
     assert {"tokens masked", "last 50%", "counted", "by layer"} <= words(figure)
-    shares = disputed_plots.shares({"toy": found.table, "again": found.table}, most=3)
-    assert len(shares.axes) == 2 and {"toy", "everything else", "one choice"} <= words(shares)
-    assert len(shares.axes[0].patches) == 4 + 2  # three bars and the rest; two of the legend
+    (axes,) = disputed_plots.shares({"toy": found, "again": found}).axes
+    assert {"toy", "again", "padding", "pairs of choices", "more"} <= words(axes.figure)
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert len(ends) == 2 * (5 + 2) and ends[-2:] == pytest.approx([1, 1])
 
 
 def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):

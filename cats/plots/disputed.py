@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from cats import plots
 from cats.variance import Analysis
 
-_OTHERS = "everything else"
+_LABELLED = 0.08  # the narrowest part of a bar that has room for its number
 
 
 def effects(analysis: Analysis, unit: str) -> Figure:
@@ -46,38 +45,35 @@ def effects(analysis: Analysis, unit: str) -> Figure:
     return figure
 
 
-def shares(tables: Mapping[str, pd.DataFrame], most: int = 6) -> Figure:
-    """Share of the variation by each effect, largest first, a panel for each analysis.
-
-    `tables`: title -> the table of a `cats.variance.Analysis`. What is beyond the first `most` is one bar.
-    """
-    counts = [min(len(table), most + 1) for table in tables.values()]
-    figure, panels = plots.figure(
-        1.1 + sum(0.6 + 0.34 * count for count in counts),
-        nrows=len(tables),
-        squeeze=False,
-        gridspec_kw={"height_ratios": counts},
-    )
-    for axes, (title, table) in zip(panels[:, 0], tables.items(), strict=True):
-        shown = table.head(most)[["effect", "order", "share"]]
-        rest = 1 - shown.share.sum()
-        if len(table) > most:
-            shown = pd.concat([shown, pd.DataFrame([{"effect": _OTHERS, "order": 9, "share": rest}])])
-        colours = [{1: plots.BLUE, 2: plots.ORANGE}.get(order, plots.LIGHT) for order in shown.order]
-        places = np.arange(len(shown))
-        axes.barh(places, shown.share, color=colours)
-        for y, share in zip(places, shown.share, strict=True):
-            axes.annotate(
-                f"{share:.1%}", (share, y), (4, 0), textcoords="offset points", va="center", fontsize=10
-            )
-        axes.set_yticks(places, [effect.replace(" × ", " ×\n", 1) for effect in shown.effect])
-        axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlim(0, 1.12)
-        axes.grid(axis="y", visible=False)
-        axes.set_title(title, loc="left")
-        plots.percent(axes.xaxis)
-    panels[-1, 0].set_xlabel("share of the variation")
-    for colour, name in ((plots.BLUE, "one choice"), (plots.ORANGE, "two choices together")):
-        panels[0, 0].barh([0], [0], color=colour, label=name)
-    plots.legend(figure, [panels[0, 0]])
+def shares(analyses: Mapping[str, Analysis]) -> Figure:
+    """Share of the variation by each choice, by pairs of choices and by more of them, a bar a sweep."""
+    factors = dict.fromkeys(factor for each in analyses.values() for factor in each.factors)
+    parts = {factor: (lambda names, factor=factor: names == (factor,)) for factor in factors}
+    parts |= {"pairs of choices": lambda names: len(names) == 2, "more": lambda names: len(names) > 2}
+    colours = [*plots.CYCLE[: len(factors)], plots.GREY, plots.LIGHT]
+    figure, axes = plots.figure(1.6 + 0.5 * len(analyses))
+    places = np.arange(len(analyses))
+    left = np.zeros(len(analyses))
+    for (name, belongs), colour in zip(parts.items(), colours, strict=True):
+        widths = np.array(
+            [
+                sum(value for names, value in each.sums.items() if belongs(names)) / each.total
+                for each in analyses.values()
+            ]
+        )
+        axes.barh(places, widths, left=left, color=colour, label=name, edgecolor="white", linewidth=0.8)
+        for y, (start, width) in enumerate(zip(left, widths, strict=True)):
+            if width >= _LABELLED:
+                axes.text(
+                    start + width / 2, y, f"{width:.0%}", color="white" if name != "more" else plots.BLACK,
+                    ha="center", va="center", fontsize=10,
+                )  # fmt: skip
+        left += widths
+    axes.set_yticks(places, [name.replace(", ", ",\n", 1) for name in analyses])
+    axes.set_ylim(len(analyses) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.grid(axis="y", visible=False)
+    plots.percent(axes.xaxis)
+    axes.set_xlabel("share of the variation")
+    plots.legend(figure, [axes])
     return figure
