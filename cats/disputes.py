@@ -76,8 +76,8 @@ def policies(names: Sequence[str]) -> list[Policy]:
 
 
 def summary(analyses: Mapping[str, Analysis]) -> pd.DataFrame:
-    """A row a sweep: what explains most, how much choices and pairs of them explain, the two settings furthest
-    apart, and how much of that distance choices and pairs make up.
+    """A row a sweep: what explains most, how much choices and pairs of them explain, the two settings that are
+    furthest apart, and how much of that distance choices and pairs make up.
     """
     rows = []
     for name, analysis in analyses.items():

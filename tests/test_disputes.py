@@ -172,10 +172,8 @@ def test_a_sweep_is_read_back_balanced_and_split_exactly(recorded_sweep, monkeyp
     assert row[disputes.EXPLAINED] == found.explained() and len(row["lowest"].split(", ")) == 5
     moved = disputes.moves("toy", found).set_index("choice")
     losses = table.groupby("sparsity")[disputes.LOSS].mean()
-    assert (
-        moved.moves["sparsity"] == pytest.approx(np.ptp(losses)) 
+    assert moved.moves["sparsity"] == pytest.approx(np.ptp(losses))
     assert moved.kept["sparsity"] == losses.idxmin()
-    )
     scores = variance.analyse(table, disputes.ACCURACY, disputes.CHOICES)
     best = table.groupby("allocation")[disputes.ACCURACY].mean().idxmax()
     assert disputes.moves("toy", scores).set_index("choice").kept["allocation"] == best
