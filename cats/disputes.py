@@ -76,7 +76,7 @@ def policies(names: Sequence[str]) -> list[Policy]:
 
 
 def summary(analyses: Mapping[str, Analysis]) -> pd.DataFrame:
-    """A row a sweep: what explains most, how much choices and pairs of them explain, the two settings that are
+    """A row a sweep: what explains most, how much choices and pairs of them explain, the two settings
     furthest apart, and how much of that distance choices and pairs make up.
     """
     rows = []
@@ -102,6 +102,7 @@ def moves(name: str, analysis: Analysis) -> pd.DataFrame:
     """A row for each choice of a sweep: sweep, choice, moves (how far its levels' means are apart), kept (the
     level of least loss or highest accuracy) and share (of the variation, by itself).
     """
+    shares = analysis.table.set_index("effect").share
     best = "idxmax" if analysis.response == ACCURACY else "idxmin"
     rows = []
     for factor in analysis.factors:
@@ -112,7 +113,7 @@ def moves(name: str, analysis: Analysis) -> pd.DataFrame:
                 "choice": factor,
                 "moves": float(means["mean"].max() - means["mean"].min()),
                 "kept": means.level[getattr(means["mean"], best)()],
-                "share": analysis.sums[factor,] / analysis.total,
+                "share": shares[factor],
             }
         )
     return pd.DataFrame(rows)

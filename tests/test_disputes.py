@@ -175,7 +175,7 @@ def test_a_sweep_is_read_back_balanced_and_split_exactly(recorded_sweep, monkeyp
     assert moved.moves["sparsity"] == pytest.approx(np.ptp(losses))
     assert moved.kept["sparsity"] == losses.idxmin()
     scores = variance.analyse(table, disputes.ACCURACY, disputes.CHOICES)
-    best = table.groupby("allocation")[disputes.ACCURACY].mean().idxmax()
+    best = table.groupby("allocation", sort=False)[disputes.ACCURACY].mean().idxmax()
     assert disputes.moves("toy", scores).set_index("choice").kept["allocation"] == best
     accuracy = table[disputes.ACCURACY]
     assert accuracy.notna().all() and accuracy.abs().max() <= 100

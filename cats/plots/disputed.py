@@ -47,25 +47,21 @@ def effects(analysis: Analysis, unit: str) -> Figure:
 
 def shares(analyses: Mapping[str, Analysis]) -> Figure:
     """Share of the variation by each choice, by pairs of choices and by more of them, a bar a sweep."""
-    factors = dict.fromkeys(factor for each in analyses.values() for factor in each.factors)
-    parts = {factor: (lambda names, factor=factor: names == (factor,)) for factor in factors}
-    parts |= {"pairs of choices": lambda names: len(names) == 2, "more": lambda names: len(names) > 2}
+    factors = list(dict.fromkeys(factor for each in analyses.values() for factor in each.factors))
+    tables = [each.table for each in analyses.values()]
+    parts = {name: [table.share[table.effect == name].sum() for table in tables] for name in factors}
+    parts["pairs of choices"] = [table.share[table.order == 2].sum() for table in tables]
+    parts["more"] = [table.share[table.order > 2].sum() for table in tables]
     colours = [*plots.CYCLE[: len(factors)], plots.GREY, plots.LIGHT]
     figure, axes = plots.figure(1.6 + 0.5 * len(analyses))
     places = np.arange(len(analyses))
     left = np.zeros(len(analyses))
-    for (name, belongs), colour in zip(parts.items(), colours, strict=True):
-        widths = np.array(
-            [
-                sum(value for names, value in each.sums.items() if belongs(names)) / each.total
-                for each in analyses.values()
-            ]
-        )
+    for (name, widths), colour in zip(parts.items(), colours, strict=True):
         axes.barh(places, widths, left=left, color=colour, label=name, edgecolor="white", linewidth=0.8)
         for y, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width >= _LABELLED:
-                axes.text(
-                    start + width / 2, y, f"{width:.0%}", color="white" if name != "more" else plots.BLACK,
+                axes.annotate(
+                    f"{width:.0%}", (start + width / 2, y), color=plots.BLACK if name == "more" else "white",
                     ha="center", va="center", fontsize=10,
                 )  # fmt: skip
         left += widths
