@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import two_processes
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -646,7 +647,7 @@ def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
 @pytest.mark.parametrize("device", two_processes.DEVICES)
 def test_two_processes_follow_the_curve_of_one(here, device):
     (here / "plan.yml").write_text(
-        "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], device: cpu, dtype: float32, steps: 3,\n"
+        "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], dtype: float32, steps: 3,\n"
         "   train: train.txt, heldout: other.txt, heldout_rows: 7, batch: 4, rows_at_once: 2, lr: 0.01,\n"
         "   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, distil: 0.5,\n"
         "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
@@ -658,6 +659,48 @@ def test_two_processes_follow_the_curve_of_one(here, device):
     assert list(two.rows_trained) == [0, 12]
     for column in ("heldout_nll_nats", "indomain_nll_nats", "train_loss", "realised_sparsity"):
         assert two[column].dropna().tolist() == pytest.approx(one[column].dropna().tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("device", two_processes.DEVICES)
+def test_weights_split_over_two_processes_follow_the_curve_of_one(here, device):
+    tunings = ("lora", "full")
+    runs = [
+        f"- {{model: toy, record: {tuning}, methods: [cats: 0.5], dtype: float32, steps: 3, save: true,\n"
+        "   train: train.txt, heldout: other.txt, heldout_rows: 7, batch: 4, rows_at_once: 2, lr: 0.01,\n"
+        f"   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, tuning: {tuning},\n"
+        "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
+        for tuning in tunings
+    ]
+    (here / "plan.yml").write_text("runs:\n" + "".join(runs))
+    command = ["finetune", "--plan", "plan.yml", "--device", device]
+    two_processes.run("cats.finetuning.command", *command, "--output", "two", sharded=True)
+    assert cats_cli.main([*command, "--output", "one"]) == 0
+    for tuning in tunings:
+        one, two = (records.read("finetuning", folder=here / name, tuning=tuning) for name in ("one", "two"))
+        assert two.rows.heldout_nll_nats.tolist() == pytest.approx(
+            one.rows.heldout_nll_nats.tolist(), rel=1e-5
+        )
+        for what in ("model", "checkpoint-3"):
+            folders = [here / name / tuning / "cats-0.5-seed0" / what for name in ("one", "two")]
+            (weights,), (again,) = (sorted(folder.glob("*.safetensors")) for folder in folders)
+            again = load_file(again)
+            for name, value in load_file(weights).items():
+                torch.testing.assert_close(again[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "Set fsdp_version to 2"),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "to FULL_STATE_DICT: the model is put together"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "to false: every process loads"),
+    ],
+)
+def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkeypatch, setting, message):
+    for name, value in {**two_processes.SHARDED, **setting}.items():
+        monkeypatch.setenv(name, value)
+    assert cats_cli.main(COMMAND.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

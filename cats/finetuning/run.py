@@ -28,6 +28,11 @@ from cats.structure import places
 from cats.thresholds import write_atomically
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_SHARDED = (
+    ("VERSION", "2", "the first one is not tested here"),
+    ("STATE_DICT_TYPE", "FULL_STATE_DICT", "the model is put together at the end"),
+    ("CPU_RAM_EFFICIENT_LOADING", "false", "every process loads the model, with its thresholds"),
+)
 _GROWS = ("train_rows", "train_tokens", "train_sha256", "passes_begun")  # with the number of steps
 
 
@@ -230,8 +235,9 @@ def _check_sharded(recipe: Recipe) -> None:
     """Raise CatsError for what FSDP, which splits every weight over the GPUs, does not go with here."""
     if recipe.distil or recipe.learn_thresholds:
         raise CatsError("distil and learn_thresholds run on one GPU or under DDP: leave them out with FSDP.")
-    if os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
-        raise CatsError("Set fsdp_state_dict_type to FULL_STATE_DICT: the model is put together at the end.")
+    for name, value, why in _SHARDED:
+        if os.environ.get(f"FSDP_{name}", "").lower() != value.lower():
+            raise CatsError(f"Set fsdp_{name.lower()} to {value}: {why}.")
 
 
 def _trainable(model: nn.Module) -> int:

@@ -247,7 +247,12 @@ class CatsTrainer(Trainer):
         return metrics | ({"accuracy": float(rows[:, 2].mean())} if self.text.answers else {})
 
     def _save(self, output_dir=None, state_dict=None):
-        """Adapters or weights as safetensors; Trainer would ask the hub, and pickle its arguments."""
+        """Adapters or weights as safetensors; Trainer would ask the hub, and pickle its arguments.
+
+        Under FSDP every process is called, and only the first has the weights.
+        """
+        if not self.args.should_save:
+            return
         if isinstance(self.model, PeftModel):
             self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
         elif hasattr(self.model, "save_pretrained"):
