@@ -646,46 +646,39 @@ def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
 
 @pytest.mark.parametrize("device", two_processes.DEVICES)
 def test_two_processes_follow_the_curve_of_one(here, device):
-    (here / "plan.yml").write_text(
-        "runs:\n- {model: toy, record: toy, methods: [cats: 0.5], dtype: float32, steps: 3,\n"
-        "   train: train.txt, heldout: other.txt, heldout_rows: 7, batch: 4, rows_at_once: 2, lr: 0.01,\n"
-        "   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, distil: 0.5,\n"
-        "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
+    """Each with the model, and each with a part of its weights."""
+    common = (
+        "defaults: {model: toy, methods: [cats: 0.5], dtype: float32, steps: 3, batch: 4, rows_at_once: 2,\n"
+        "  train: train.txt, heldout: other.txt, heldout_rows: 7, lr: 0.01, sequence_length: 32, lora_r: 4,\n"
+        "  calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64},\n"
+        "  lora_dropout: 0.0, save: true}\n"
     )
-    command = ["finetune", "--plan", "plan.yml", "--device", device]
-    two_processes.run("cats.finetuning.command", *command, "--output", "two")
-    assert cats_cli.main([*command, "--output", "one"]) == 0
-    one, two = (records.read("finetuning", folder=here / name).rows for name in ("one", "two"))
-    assert list(two.rows_trained) == [0, 12]
-    for column in ("heldout_nll_nats", "indomain_nll_nats", "train_loss", "realised_sparsity"):
-        assert two[column].dropna().tolist() == pytest.approx(one[column].dropna().tolist(), rel=1e-5)
-
-
-@pytest.mark.parametrize("device", two_processes.DEVICES)
-def test_weights_split_over_two_processes_follow_the_curve_of_one(here, device):
-    tunings = ("lora", "full")
-    runs = [
-        f"- {{model: toy, record: {tuning}, methods: [cats: 0.5], dtype: float32, steps: 3, save: true,\n"
-        "   train: train.txt, heldout: other.txt, heldout_rows: 7, batch: 4, rows_at_once: 2, lr: 0.01,\n"
-        f"   sequence_length: 32, lora_r: 4, lora_dropout: 0.0, tuning: {tuning},\n"
-        "   calibration: {corpus: train.txt, split: all, tokens: 300, sequence_length: 64}}\n"
-        for tuning in tunings
-    ]
-    (here / "plan.yml").write_text("runs:\n" + "".join(runs))
-    command = ["finetune", "--plan", "plan.yml", "--device", device]
-    two_processes.run("cats.finetuning.command", *command, "--output", "two", sharded=True)
-    assert cats_cli.main([*command, "--output", "one"]) == 0
-    for tuning in tunings:
-        one, two = (records.read("finetuning", folder=here / name, tuning=tuning) for name in ("one", "two"))
-        assert two.rows.heldout_nll_nats.tolist() == pytest.approx(
-            one.rows.heldout_nll_nats.tolist(), rel=1e-5
-        )
-        for what in ("model", "checkpoint-3"):
-            folders = [here / name / tuning / "cats-0.5-seed0" / what for name in ("one", "two")]
-            (weights,), (again,) = (sorted(folder.glob("*.safetensors")) for folder in folders)
-            again = load_file(again)
-            for name, value in load_file(weights).items():
-                torch.testing.assert_close(again[name], value, rtol=0, atol=1e-4)
+    runs = {"whole": ["distil: 0.5"], "split": ["tuning: lora", "tuning: full"]}
+    commands = {}
+    for name, given in runs.items():
+        lines = [f"- {{record: {name}-{number}, {what}}}\n" for number, what in enumerate(given)]
+        (here / f"{name}.yml").write_text(f"{common}runs:\n{''.join(lines)}")
+        commands[name] = ["finetune", "--plan", f"{name}.yml", "--device", device]
+    two = ("--output", "two")
+    two_processes.run("cats.finetuning.command", *commands["whole"], *two, sharded=[*commands["split"], *two])
+    for name, given in runs.items():
+        assert cats_cli.main([*commands[name], "--output", "one"]) == 0
+        for number in range(len(given)):
+            slug = f"{name}-{number}"
+            ones, twos = (
+                json.loads((here / n / f"finetuning-{slug}.json").read_text()) for n in ("one", "two")
+            )
+            for row, again in zip(ones["rows"], twos["rows"], strict=True):
+                assert again["rows_trained"] == row["rows_trained"] == 4 * row["step"]
+                columns = ("heldout_nll_nats", "indomain_nll_nats", "train_loss", "realised_sparsity")
+                found, expected = ([each[column] or 0.0 for column in columns] for each in (again, row))
+                assert found == pytest.approx(expected, rel=1e-5)
+            for what in ("model", "checkpoint-3"):
+                folders = [here / n / slug / "cats-0.5-seed0" / what for n in ("one", "two")]
+                (weights,), (again,) = (sorted(folder.glob("*.safetensors")) for folder in folders)
+                again = load_file(again)
+                for key, value in load_file(weights).items():
+                    torch.testing.assert_close(again[key], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
