@@ -103,7 +103,7 @@ def moves(name: str, analysis: Analysis) -> pd.DataFrame:
     level of least loss or highest accuracy) and share (of the variation, by itself).
     """
     shares = analysis.table.set_index("effect").share
-    best = "idxmax" if analysis.response == ACCURACY else "idxmin"
+    sign = -1 if analysis.response == ACCURACY else 1
     rows = []
     for factor in analysis.factors:
         means = analysis.means(factor)
@@ -112,7 +112,7 @@ def moves(name: str, analysis: Analysis) -> pd.DataFrame:
                 "sweep": name,
                 "choice": factor,
                 "moves": float(means["mean"].max() - means["mean"].min()),
-                "kept": means.level[getattr(means["mean"], best)()],
+                "kept": means.level[(sign * means["mean"]).idxmin()],
                 "share": shares[factor],
             }
         )

@@ -118,10 +118,11 @@ def again(one: records.Record, other: records.Record) -> pd.DataFrame:
     """Configurations that two records of one model's tasks share: method, gate_sparsity, answers, how many of
     them changed, and the accuracy over all of them in the first (acc) and the second (acc_again).
 
-    A sparse configuration is shared where both were calibrated alike.
+    A task is shared where both have as many of its documents, a sparse configuration where both were
+    calibrated alike.
     """
     texts = [record.content["parameters"].get("calibration") for record in (one, other)]
-    keys = ["method", "gate_sparsity", "task"]
+    keys = ["method", "gate_sparsity", "task", "documents"]
     both = one.rows.merge(other.rows, on=keys, suffixes=("", "_again"))
     both = both[both.correct.notna() & ((texts[0] == texts[1]) | (both.rule == "dense"))]
     rows = []

@@ -109,6 +109,7 @@ def test_what_two_records_share_is_held_answer_by_answer():
                 "rule": method,
                 "gate_sparsity": 0.0 if method == "dense" else 0.5,
                 "task": task,
+                "documents": len(values),
                 "correct": pack(np.asarray(values, dtype=float)),
             }
             for method, values in answers.items()
@@ -126,3 +127,4 @@ def test_what_two_records_share_is_held_answer_by_answer():
     assert found.acc.tolist() == pytest.approx([2 / 3, 1 / 3])
     assert found.acc_again.tolist() == pytest.approx([1, 1 / 3])
     assert recorded.again(one, record("b", dense=[1, 0, 1], cats=[0, 0, 1])).method.tolist() == ["dense"]
+    assert recorded.again(one, record("a", dense=[1, 0])).empty  # other documents
