@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from cats import attention
 from cats.errors import CatsError
@@ -158,17 +159,27 @@ def _cut(tokens: torch.Tensor, prompt: int, eos: tuple[int, ...]) -> torch.Tenso
     return tokens[:, : prompt + int((~after).sum(1).max())]
 
 
-def greedy(model, input_ids, *, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+def greedy(model, input_ids, **given):
     """`model.generate(..., custom_generate=cats.decoding.greedy)`: greedy search by this module's loop.
 
     Returns tokens [B, prompt + new]. Raises CatsError for what the loop cannot do: sampling, beams, logits
-    processors, padded prompts, streaming, or outputs other than the tokens.
+    processors, stop strings and other criteria, padded prompts, streaming, or outputs other than the tokens.
     """
+    return timed_greedy(model, input_ids, **given).tokens
+
+
+def timed_greedy(
+    model, input_ids, *, logits_processor, stopping_criteria, generation_config, **model_kwargs
+) -> Generation:
+    """`greedy` with its times."""
     config = generation_config
     mask = model_kwargs.get("attention_mask")
     wrong = {
         "sampling or beams": config.do_sample or config.num_beams > 1,
         "logits processors": len(logits_processor) > 0,
+        "stopping criteria but the length and the end token": not all(
+            isinstance(each, MaxLengthCriteria | EosTokenCriteria) for each in stopping_criteria
+        ),
         "padded prompts": mask is not None and not bool(mask.all()),
         "a streamer": model_kwargs.get("streamer") is not None,
         "dictionary outputs": config.return_dict_in_generate,
@@ -182,7 +193,7 @@ def greedy(model, input_ids, *, logits_processor, stopping_criteria, generation_
     new_tokens = config.max_length - prompt
     eos = config._eos_token_tensor
     eos = () if eos is None else tuple(eos.tolist())
-    return decoder_for(model, prompt + new_tokens, batch).generate(input_ids, new_tokens, eos=eos).tokens
+    return decoder_for(model, prompt + new_tokens, batch).generate(input_ids, new_tokens, eos=eos)
 
 
 def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:

@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +110,19 @@ def test_decoding_writes_a_record(monkeypatch, tmp_path):
     assert dense.speedup_over_best_dense.max() == 1
     assert (cats.realised_sparsity - 0.5).abs().max() < 0.2
     assert (cats.bound_speedup > 1).all()
+    assert (rows.tokens_per_s > 0).all() and (rows.first_token_s > 0).all()
+
+
+def test_a_token_rate_and_its_first_token_come_from_one_call(monkeypatch):
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: next(clock))
+    net = toy_model()
+    prompt = torch.arange(8)[None]
+    bench = SimpleNamespace(model=net, prompt=prompt, device=torch.device("cpu"), length=14)
+    rate, first, tokens = decode.generate(bench, 6)
+    assert (rate, first) == (5 / 5, 5) and tokens.shape == (1, 14)
+    rate, first, greedy = decode.generate_greedy(bench, 6)
+    assert (rate, first) == (5 / 5, 15) and torch.equal(greedy, tokens)
 
 
 def test_a_step_by_its_kernels(monkeypatch, tmp_path):

@@ -171,6 +171,8 @@ def test_what_the_loop_cannot_do_is_said():
     for options in ({"do_sample": True}, {"num_beams": 2}, {"repetition_penalty": 1.3}):
         with pytest.raises(CatsError, match="does not do"):
             by_transformers(model, ids, 4, custom_generate=decoding.greedy, **options)
+    with pytest.raises(CatsError, match="stopping criteria"):
+        by_transformers(model, ids, 4, custom_generate=decoding.greedy, max_time=9.0)
     padded = torch.ones_like(ids)
     padded[:, 0] = 0
     with pytest.raises(CatsError, match="padded prompts"):
