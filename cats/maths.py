@@ -92,16 +92,16 @@ def words(rows: pd.DataFrame) -> str:
     phrases = []
     for _, row in _compared(rows):
         if row.rule == "cats" and where(row) == EVERYWHERE and row.exact_match - row.delta > 0:
-            own = f"{row.exact_match / (row.exact_match - row.delta):.0%} of its dense score"
+            own = f"{row.exact_match / (row.exact_match - row.delta):.0%}"
             level = row.gate_sparsity
             beside = ""
             if level in reported.index:
                 name = reported.series[level].removesuffix(", paper")
                 beside = f" (the rebuttal's {name} {reported.value[level]:.0%})"
-            phrases.append(f"at {level:.0%} {own}{beside}")
+            phrases.append(f"{own} at {level:.0%} gate sparsity{beside}")
     if not phrases:
         return "No run of CATS on these problems is recorded yet."
-    return f"With all tokens masked, {rows.model.iloc[0]} keeps {', '.join(phrases)}."
+    return f"With all tokens masked, {rows.model.iloc[0]} keeps of its dense score {', '.join(phrases)}."
 
 
 def prompt_costs(rows: pd.DataFrame) -> pd.DataFrame:

@@ -183,8 +183,8 @@ def test_shares_kept_stand_beside_the_rebuttals():
     assert measured.value.tolist() == pytest.approx([4 / 6, 3 / 6, 5 / 6])
     assert (measured.low <= measured.value).all() and (measured.value <= measured.high).all()
     assert maths.words(solved()) == (
-        "With all tokens masked, toy-llama keeps at 50% 67% of its dense score (the rebuttal's Llama-2-7B "
-        "98%), at 70% 50% of its dense score (the rebuttal's Llama-2-7B 72%)."
+        "With all tokens masked, toy-llama keeps of its dense score 67% at 50% gate sparsity (the rebuttal's "
+        "Llama-2-7B 98%), 50% at 70% gate sparsity (the rebuttal's Llama-2-7B 72%)."
     )
     figure = generation.over_sparsity(points, "share", dense=1.0)
     assert {"Llama-2-7B, paper", "CATS, all tokens", "CATS, decode only"} <= texts(figure)
