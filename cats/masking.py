@@ -81,7 +81,7 @@ class Masking:
         self._masked: Tensor | None = None
         self._prompt: Tensor | None = None
         self._rows: list[Tensor] | None = None
-        self._noted: list[tuple[int, str, Tensor]] = []
+        self._noted: list[tuple[int, str, Tensor, Tensor | None]] = []
         self.reset()
 
     def reset(self) -> None:
@@ -91,6 +91,7 @@ class Masking:
         device = _device(self.modules[0]) if layers else "cpu"
         self._zeroed = {phase: torch.zeros(layers, dtype=torch.int64, device=device) for phase in PHASES}
         self._tokens = {phase: torch.zeros(layers, dtype=torch.int64, device=device) for phase in PHASES}
+        self._sparse = {phase: torch.zeros(layers, dtype=torch.int64, device=device) for phase in PHASES}
 
     def __enter__(self):
         if any(module.combine is not None for module in self.modules):
@@ -147,6 +148,7 @@ class Masking:
             valid = steps[:, None] < lengths.to(zeroed.device)
             self._zeroed["decode"] += (zeroed * valid[:, None]).sum((0, 2))
             self._tokens["decode"] += valid.sum()
+            self._sparse["decode"] += valid.sum()
 
     def keep_rows(self, rows: Tensor) -> None:
         """Decoding goes on with these rows [B] of its batch alone; a rule that chose for each row follows."""
@@ -156,20 +158,22 @@ class Masking:
                 select(rows)
 
     def realised(self, gather: Callable = lambda value: [value]) -> dict[str, dict]:
-        """For each phase that had tokens: tokens, gate_sparsity (share of the MLPs' neurons; None where a
-        rule drops others too), by_layer (share of what could be dropped, counted in weights), and
-        skipped_weights, the weights that a token did without, on average.
+        """For each phase that had tokens: tokens, gate_sparsity (share of the rows of W_up and W_down; None
+        where a rule drops other weights too), by_layer (share of what could be dropped, counted in weights),
+        and skipped_weights, the weights that a token did without, on average. What a rule reads on top is
+        taken off.
 
         `gather` collects a value from every process of an evaluation.
         """
         self._count()
         result = {}
         for phase in PHASES:
-            counts = torch.stack([self._zeroed[phase], self._tokens[phase]]).tolist()
-            zeroed, tokens = torch.tensor(gather(counts), dtype=torch.float64).sum(0)
+            counts = torch.stack([self._zeroed[phase], self._sparse[phase], self._tokens[phase]]).tolist()
+            zeroed, sparse, tokens = torch.tensor(gather(counts), dtype=torch.float64).sum(0)
             if not self.modules or not tokens[0]:
                 continue
-            result[phase] = {"tokens": int(tokens[0]), **_shares(self.modules, zeroed / tokens)}
+            shares = _shares(self.modules, zeroed / tokens, sparse / tokens)
+            result[phase] = {"tokens": int(tokens[0]), **shares}
         return result
 
     def _call(self) -> Call | None:
@@ -188,7 +192,7 @@ class Masking:
         phase, masked = self._now(keep.shape, keep.device)
         if masked is not None:
             keep = keep | ~masked.reshape(*keep.shape[:-1], 1).to(keep.device)
-        self._note(place, phase, (~keep).reshape(-1, keep.shape[-1]).sum(-1))
+        self._note(place, phase, (~keep).reshape(-1, keep.shape[-1]).sum(-1), masked)
         return keep
 
     def _combine(self, layer: int, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
@@ -201,35 +205,38 @@ class Masking:
             module.threshold.reshape(-1),
             None if masked is None else masked.reshape(-1, 1).to(gate.device),
         )
-        self._note(layer, phase, zeroed)
+        self._note(layer, phase, zeroed, masked)
         if self.steer is not None:
             self.steer(layer, module, zeroed, self._valid)
         return h.reshape(shape)
 
-    def _note(self, layer: int, phase: str, zeroed: Tensor) -> None:
+    def _note(self, layer: int, phase: str, zeroed: Tensor, masked: Tensor | None) -> None:
         """Keep the zeros of each row [N] of a call until it is over: counted layer by layer, they would take
-        as many launches as the layers.
+        as many launches as the layers. `masked`: which of its tokens are masked, None for all.
         """
         if self._rows is not None and phase == "decode":
             self._rows.append(zeroed.to(self._zeroed[phase].device, torch.int32))
             return
         if self._noted and self._noted[0][0] == layer:
             self._count()  # a call that nobody announced
-        self._noted.append((layer, phase, zeroed))
+        self._noted.append((layer, phase, zeroed, masked))
 
     def _count(self) -> None:
         """Count what the call before has zeroed, padding excluded."""
         for phase in PHASES:
-            noted = [(layer, zeroed) for layer, of, zeroed in self._noted if of == phase]
+            noted = [(layer, zeroed, masked) for layer, of, zeroed, masked in self._noted if of == phase]
             if not noted:
                 continue
             home = self._zeroed[phase].device  # layers may be on other GPUs
-            rows = torch.stack([zeroed.to(home) for _, zeroed in noted])
+            rows = torch.stack([zeroed.to(home) for _, zeroed, _ in noted])
             valid = rows.new_ones(rows.shape[1]) if self._valid is None else self._valid.reshape(-1).to(home)
-            layers = [layer for layer, _ in noted]
+            masked = noted[0][2]  # alike for every layer of a call
+            sparse = valid if masked is None else valid * masked.reshape(-1).to(home)
+            layers = [layer for layer, _, _ in noted]
             where = slice(None) if layers == list(range(len(self.modules))) else layers
             self._zeroed[phase][where] += (rows * valid).sum(1)
             self._tokens[phase][where] += valid.sum()  # no layer is there twice
+            self._sparse[phase][where] += sparse.sum()
         self._noted.clear()
 
 
@@ -237,21 +244,24 @@ def _device(module: CatsMLP | Site) -> torch.device:
     return module.linear.weight.device if isinstance(module, Site) else module.threshold.device
 
 
-def _shares(modules: list[CatsMLP | Site], zeroed: Tensor) -> dict:
-    """gate_sparsity, by_layer and skipped_weights from the zeros a token [modules], fp64."""
+def _shares(modules: list[CatsMLP | Site], zeroed: Tensor, sparse: Tensor) -> dict:
+    """gate_sparsity, by_layer and skipped_weights from the zeros a token and the share of masked tokens, both
+    fp64 [modules].
+    """
     sites = isinstance(modules[0], Site)
     widths = torch.tensor([m.width if sites else m.intermediate_size for m in modules])
     weights = torch.tensor([m.weights if sites else 2 * m.hidden_size for m in modules])
+    extra = torch.tensor([m.extra if sites else 0 for m in modules])
     layers = torch.tensor([module.layer for module in modules] if sites else range(len(modules)))
     skipped, whole = (
         torch.zeros(int(layers.max()) + 1, dtype=torch.float64).index_add_(0, layers, part.double())
-        for part in (zeroed * weights, widths * weights)
+        for part in (zeroed * weights - sparse * extra, widths * weights)
     )
     neurons = not sites or all(module.neurons for module in modules)
     return {
-        "gate_sparsity": float(zeroed.sum() / widths.sum()) if neurons else None,
+        "gate_sparsity": float(skipped.sum() / whole.sum()) if neurons else None,
         "by_layer": [round(share, 5) for share in (skipped / whole).tolist()],
-        "skipped_weights": float(skipped.sum()) - (sum(m.extra for m in modules) if sites else 0),
+        "skipped_weights": float(skipped.sum()),
     }
 
 

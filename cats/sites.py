@@ -29,11 +29,11 @@ class Call(NamedTuple):
 class Site:
     """One Linear of which a rule drops inputs (`at` "input") or outputs ("output").
 
-    `keep(x, call)`: x [..., n] → bool, False where x is replaced by `fill`; call as above, None outside a
-    Masking. `start` and `width`: the columns of the output that are meant, where projections are fused.
-    `weights`: what one dropped activation saves a token; `extra`: what is read on top for each token.
-    `rest`, where set, adds what it makes of the dropped inputs to the output. `neurons`: neurons of the MLP
-    are dropped. `whole`: a sequence must be read in one call. `combine(keep)`, where set, decides last:
+    `keep(x, call)`: x [..., n] → bool, False where x is replaced by `fill`, a number or [n]; call as above,
+    None outside a Masking. `start` and `width`: the columns of the output that are meant, where projections
+    are fused. `weights`: what one dropped activation saves a token; `extra`: what a masked token reads on
+    top. `rest`, where set, adds what it makes of the dropped inputs to the output. `neurons`: neurons of the
+    MLP are dropped. `whole`: a sequence must be read in one call. `combine(keep)`, where set, decides last:
     `cats.masking` applies its policies and counts there.
     """
 
@@ -45,7 +45,7 @@ class Site:
     at: str = "input"
     start: int = 0
     width: int | None = None
-    fill: float = 0.0
+    fill: float | Tensor = 0.0
     extra: int = 0
     rest: Callable[[Tensor], Tensor] | None = None
     neurons: bool = False

@@ -11,6 +11,7 @@ from cats.accounting import account
 from cats.configuration import Calibration, Configuration
 from cats.continuation import continue_prompts
 from cats.criteria import (
+    centred,
     greedy,
     griffin,
     r_sparse,
@@ -370,6 +371,61 @@ def test_up_threshold_masks_by_up(model, text):
     valid = torch.cat([batch["attention_mask"].bool() for batch in text])
     values = torch.cat(seen)[valid].abs().flatten()
     assert fit.state.at(2, 0.7) == pytest.approx(float(torch.quantile(values, 0.7)), rel=0.01)
+
+
+def test_centred_neurons_leave_a_linear_map_and_what_differs_from_it(model, text):
+    fit = criteria.rule("centred").calibrate(model, text, progress=False)
+    mlp, x = model.model.layers[1].mlp, torch.randn(7, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+        z, centre = nn.functional.silu(gate), nn.functional.silu(fit.state.gates[1])
+        whole = mlp.up_proj.weight.t() @ (centre[:, None] * mlp.down_proj.weight.t())  # A [d, d]
+        distance = (z - centre).abs() * fit.state.weights[1]
+        share = 0.5 + 32 / (2 * 80)  # A is paid for
+        kept = torch.where(distance >= fit.state.scores.at(1, share), z - centre, 0.0)
+        expected = x @ whole + mlp.down_proj(kept * up)
+        fit.apply(model, 0.5)
+        torch.testing.assert_close(mlp(x), expected, rtol=1e-4, atol=1e-6)
+        assert 0.1 < (kept != 0).float().mean() < 0.5
+    assert [site.extra for site in attached(model)] == [32 * 32] * 4
+
+
+def test_centres_are_medians_and_weights_sizes_of_up(model, text):
+    state = criteria.rule("centred").calibrate(model, text, progress=False).state
+    seen = {"gate_proj": [], "up_proj": []}
+    hooks = [
+        getattr(model.model.layers[2].mlp, name).register_forward_hook(
+            lambda module, args, out, name=name: seen[name].append(out)
+        )
+        for name in seen
+    ]
+    with torch.no_grad():
+        for batch in text:
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+    valid = torch.cat([batch["attention_mask"].bool() for batch in text])
+    gate, up = (torch.cat(seen[name])[valid] for name in ("gate_proj", "up_proj"))
+    assert len(gate) < 2 * centred._SAMPLE, "all of so short a text is in the sample"
+    assert torch.equal(state.gates[2], gate.median(0).values)
+    torch.testing.assert_close(state.weights[2], up.pow(2).mean(0).sqrt())
+
+
+def test_a_sample_is_evenly_spaced():
+    sample = centred._Sample()
+    for begin in range(0, 5000, 130):
+        sample.see(torch.arange(begin, begin + 130)[:, None])
+    rows = sample.rows[:, 0]
+    assert centred._SAMPLE <= len(rows) < 2 * centred._SAMPLE
+    assert rows[0] == 0 and (rows.diff() == rows[1]).all() and rows[-1] > 5000 - rows[1]
+
+
+def test_a_matrix_that_takes_all_neurons_is_refused(model, text):
+    fit = criteria.rule("centred").calibrate(model, text[:1], progress=False)
+    with pytest.raises(CatsError, match=r"cannot reach 80.0%.*less than 80.0%"):
+        fit.apply(model, 0.8)
+    before = logits(model)
+    assert torch.equal(logits(fit.apply(model, 0.0)), before)
 
 
 def test_the_mode_is_where_values_are_densest():

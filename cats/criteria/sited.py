@@ -251,15 +251,23 @@ def watch(
 
 
 def watch_neurons(
-    model: nn.Module, part: str, batches, see: Callable[[GatedMLP, Tensor], None], *, progress: bool = True
-) -> None:
-    """Call `see(mlp, x)` with the output [N, m] of each gate (`part` "gate") or up projection, as `watch`."""
+    model: nn.Module,
+    which: tuple[str, ...],
+    batches,
+    see: Callable[[GatedMLP, str, Tensor], None],
+    *,
+    progress: bool = True,
+) -> int:
+    """Call `see(mlp, part, x)` with the output [N, m] of each projection in `which`, "gate" or "up", as
+    `watch`.
+    """
 
-    def narrowed(mlp: GatedMLP, output: Tensor) -> None:
-        see(mlp, output.narrow(-1, _start(mlp, part), mlp.intermediate_size))
+    def narrowed(key: tuple[GatedMLP, str], output: Tensor) -> None:
+        mlp, part = key
+        see(mlp, part, output.narrow(-1, _start(mlp, part), mlp.intermediate_size))
 
-    modules = [(mlp, _projection(mlp, part)) for mlp in find_gated_mlps(model)]
-    watch(model, modules, batches, narrowed, at="output", progress=progress)
+    modules = [((mlp, part), _projection(mlp, part)) for mlp in find_gated_mlps(model) for part in which]
+    return watch(model, modules, batches, narrowed, at="output", progress=progress)
 
 
 class Quantiles:

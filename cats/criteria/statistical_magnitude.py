@@ -26,10 +26,10 @@ class StatisticalMagnitude(SitedRule):
     def measure(self, model, batches, progress=True) -> Quantiles:
         found = Quantiles()
 
-        def see(mlp: GatedMLP, gate: Tensor) -> None:
+        def see(mlp: GatedMLP, _, gate: Tensor) -> None:
             found.see(mlp.layer, standing(ACTIVATIONS[mlp.activation](gate.float())))
 
-        watch_neurons(model, "gate", batches, see, progress=progress)
+        watch_neurons(model, ("gate",), batches, see, progress=progress)
         return found
 
     def sites(self, model, state, sparsity):

@@ -20,7 +20,7 @@ class UpThreshold(SitedRule):
 
     def measure(self, model, batches, progress=True) -> Quantiles:
         found = Quantiles()
-        watch_neurons(model, "up", batches, lambda mlp, up: found.see(mlp.layer, up), progress=progress)
+        watch_neurons(model, ("up",), batches, lambda mlp, _, up: found.see(mlp.layer, up), progress=progress)
         return found
 
     def sites(self, model, state, sparsity):
