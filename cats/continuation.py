@@ -88,15 +88,15 @@ def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
 
 
 def read_prompts(
-    model, ids: Tensor, valid: Tensor, masking: Masking, prefill_tokens: int
+    model, ids: Tensor, valid: Tensor, masking: Masking, prefill_tokens: int, *, dense: bool = False
 ) -> tuple[DynamicCache, Tensor]:
-    """The cache behind all prompts, and the token that follows each."""
+    """The cache behind all prompts, and the token that follows each; `dense` masks none of their tokens."""
     step = max(1, prefill_tokens // ids.shape[1])
     caches, following = [], []
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
         cache = DynamicCache(config=model.config)
-        masking.begin("prefill", valid[part], prompt=valid[part].sum(1))
+        masking.begin("prefill", valid[part], prompt=valid[part].sum(1), dense=dense)
         logits = model(
             input_ids=ids[part],
             attention_mask=valid[part].long(),

@@ -27,18 +27,20 @@ def continue_corrected(
     prefill_tokens: int,
     period: int,
     likelihood: float,
+    temperature: float,
     counts: Counter,
 ) -> list[list[int]]:
-    """As `cats.continuation.continue_prompts`, in rounds of `period` sparse steps and one dense call.
+    """As `cats.continuation.continue_prompts`, in rounds of `period` tokens: all but one by sparse steps,
+    then one dense call. Prompts are read by the dense model, whatever the policy.
 
     The dense call reads the round's tokens again, so the cache holds the dense model's keys and values, and
-    says how likely each next token was. From the first that it gives less than `likelihood` on, the round is
-    undone, and its own greedy token comes in that place. Rows go in step: what a row has undone stays in the
-    cache and is masked. `counts` gains sparse_steps, dense_steps (of each row until it ended) and tokens.
-    Raises CatsError for a cache that cannot be cut back.
+    says how likely each was, at `temperature`. From the first that it gives less than `likelihood` on, the
+    round is undone. The token behind those that stand is the dense model's. Rows go in step: what a row has
+    undone stays in the cache and is masked. `counts` gains sparse_steps, dense_steps (of each row until it
+    ended) and tokens. Raises CatsError for a cache that cannot be cut back.
     """
     ids, valid = left_padded(prompts, model.device)
-    cache, following = read_prompts(model, ids, valid, masking, prefill_tokens)
+    cache, following = read_prompts(model, ids, valid, masking, prefill_tokens, dense=True)
     if any(type(layer).__name__ != "DynamicLayer" for layer in cache.layers):
         raise CatsError("sirius cannot go back in a cache with sliding windows: use another rule or model.")
     lengths = valid.sum(1)
@@ -49,19 +51,20 @@ def continue_corrected(
     while True:
         active = torch.tensor([result is None for result in results])
         rounds += active
-        fed, proposed = _sparse_steps(model, cache, following, valid, lengths, masking, period)
-        agreed, following = _correct(model, cache, fed, proposed, valid, lengths, masking, likelihood)
-        place = torch.arange(period, device=fed.device)
+        round_ids = _sparse_steps(model, cache, following, valid, lengths, masking, period)
+        logits = _dense_step(model, cache, round_ids, valid, lengths, masking)
+        agreed, following = _agreed(logits, round_ids, likelihood, temperature)
+        place = torch.arange(period, device=agreed.device)
         valid = torch.cat([valid, place < agreed[:, None]], dim=1)
         lengths = lengths + agreed
-        for row, (tokens, count) in enumerate(zip(fed.tolist(), agreed.tolist(), strict=True)):
+        for row, (tokens, count) in enumerate(zip(round_ids.tolist(), agreed.tolist(), strict=True)):
             if results[row] is None:
                 added[row] += tokens[:count]
                 results[row] = _finished(added[row], new_tokens, set(eos), ended)
         if all(result is not None for result in results):
             break
-    masking.count_rows(rounds * period)
-    counts["sparse_steps"] += int(rounds.sum()) * period
+    masking.count_rows(rounds * (period - 1))
+    counts["sparse_steps"] += int(rounds.sum()) * (period - 1)
     counts["dense_steps"] += int(rounds.sum())
     counts["tokens"] += sum(map(len, results))
     return results
@@ -75,52 +78,40 @@ def _sparse_steps(
     lengths: Tensor,
     masking: Masking,
     period: int,
-) -> tuple[Tensor, Tensor]:
-    """(tokens read, tokens proposed behind each), [B, period]; the cache is as before."""
-    fed, proposed = [], []
-    mask = valid
-    for step in range(period):
-        fed.append(following)
+) -> Tensor:
+    """`following` [B] and what the sparse model puts behind it, [B, period]; the cache is as before."""
+    ids, mask = [following], valid
+    for step in range(period - 1):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         masking.begin("decode", torch.ones_like(mask[:, :1]))
-        logits = _read(model, cache, following[:, None], mask, lengths + step)
-        following = logits[:, -1].argmax(-1)
-        proposed.append(following)
-    cache.crop(-period)
-    return torch.stack(fed, 1), torch.stack(proposed, 1)
+        logits = _read(model, cache, ids[-1][:, None], mask, lengths + step)
+        ids.append(logits[:, -1].argmax(-1))
+    cache.crop(1 - period)
+    return torch.stack(ids, 1)
 
 
-def _correct(
-    model,
-    cache: DynamicCache,
-    fed: Tensor,
-    proposed: Tensor,
-    valid: Tensor,
-    lengths: Tensor,
-    masking: Masking,
-    likelihood: float,
-) -> tuple[Tensor, Tensor]:
-    """(how many of the tokens fed [B, P] stand, at least one; the token behind them), [B] each.
-
-    The dense model reads them all, and they stay in the cache.
-    """
-    mask = torch.cat([valid, torch.ones_like(fed, dtype=torch.bool)], dim=1)
-    masking.begin("prefill", torch.zeros_like(fed, dtype=torch.bool), dense=True)
-    logits = _read(model, cache, fed, mask, lengths)
-    wrong = _chances(logits, proposed) < likelihood
-    period = fed.shape[1]
-    first = torch.where(wrong.any(1), wrong.int().argmax(1), period - 1)[:, None]
-    own = logits.argmax(-1).gather(1, first)[:, 0]
-    behind = torch.where(wrong.any(1), own, proposed[:, -1])
-    return first[:, 0] + 1, behind
+def _dense_step(
+    model, cache: DynamicCache, ids: Tensor, valid: Tensor, lengths: Tensor, masking: Masking
+) -> Tensor:
+    """Logits [B, P, V] of the dense model behind each of ids [B, P], which stay in the cache."""
+    mask = torch.cat([valid, torch.ones_like(ids, dtype=torch.bool)], dim=1)
+    masking.begin("prefill", torch.zeros_like(ids, dtype=torch.bool), dense=True)
+    return _read(model, cache, ids, mask, lengths)
 
 
-def _chances(logits: Tensor, tokens: Tensor) -> Tensor:
+def _agreed(logits: Tensor, ids: Tensor, likelihood: float, temperature: float) -> tuple[Tensor, Tensor]:
+    """(how many of ids [B, P] stand, at least one; the dense model's token behind them), [B] each."""
+    wrong = _chances(logits[:, :-1], ids[:, 1:], temperature) < likelihood
+    last = torch.where(wrong.any(1), wrong.int().argmax(1), ids.shape[1] - 1)[:, None]
+    return last[:, 0] + 1, logits.argmax(-1).gather(1, last)[:, 0]
+
+
+def _chances(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """The probability [B, P] of `tokens` under logits [B, P, V], raised to fp32 for a few rows at a time."""
     rows = max(1, _LOGITS // (logits.shape[1] * logits.shape[2]))
     found = []
     for part, wanted in zip(logits.split(rows), tokens.split(rows), strict=True):
-        scores = part.float()
+        scores = part.float() / temperature
         found.append((scores.gather(2, wanted[..., None]).squeeze(2) - scores.logsumexp(-1)).exp())
     return torch.cat(found)
 

@@ -562,7 +562,7 @@ def continued(model, fit, sparsity, policy=None):
 
 
 PROMPTS = [[5, 9, 33, 70], [8, 8, 21, 90, 14, 101, 3], [60, 61]]
-DENSE_PROMPT = Policy(prefill="dense")  # then the first token is the dense model's too
+DENSE_PROMPT = Policy(prefill="dense")  # as Sirius reads it: the first token is the dense model's too
 
 
 @pytest.mark.parametrize("likelihood", [0.0, 1.01])
@@ -575,11 +575,11 @@ def test_sirius_that_never_or_always_corrects(likelihood, model, text, monkeypat
     assert plain != dense
     monkeypatch.setattr(sirius, "PERIOD", 4)
     monkeypatch.setattr(sirius, "LIKELIHOOD", likelihood)
-    found, decode = continued(model, fit, 0.9, DENSE_PROMPT)
+    found, decode = continued(model, fit, 0.9)
     counts = fit.counted()
     tokens = sum(map(len, found))
     assert counts["corrected_tokens"] == tokens
-    assert counts["corrected_sparse_steps"] == 4 * counts["corrected_dense_steps"] == decode["tokens"]
+    assert counts["corrected_sparse_steps"] == 3 * counts["corrected_dense_steps"] == decode["tokens"]
     assert decode["gate_sparsity"] > 0.7
     # never: four tokens a round; always: one, the dense model's
     rounds = tokens if likelihood else sum(-(-len(row) // 4) for row in found)
@@ -594,13 +594,13 @@ def test_sirius_keeps_what_is_likely(model, text, monkeypatch):
     monkeypatch.setattr(sirius, "LIKELIHOOD", 0.03)
     fit = criteria.rule("sirius").calibrate(model, text, progress=False)
     fit.apply(model, 0.9)
-    found, _ = continued(model, fit, 0.9, DENSE_PROMPT)
+    found, _ = continued(model, fit, 0.9)
     counts = fit.counted()
     assert 1 < sum(map(len, found)) / counts["corrected_dense_steps"] < 5
     fit.undo(model)
     others = 0
     for prompt, added in zip(PROMPTS, found, strict=True):
-        chances = logits(model, torch.tensor([prompt + added])).softmax(-1)[0]
+        chances = (logits(model, torch.tensor([prompt + added])) / sirius.TEMPERATURE).softmax(-1)[0]
         for place, token in enumerate(added, len(prompt) - 1):
             own = int(chances[place].argmax()) == token
             others += not own
@@ -612,10 +612,10 @@ def test_sirius_counts_its_dense_steps(model):
     rule, shape = criteria.rule("sirius"), account(model)
     own = rule.own_sparsity(shape, 0.25)
     fit = sirius.SiriusFit("sirius", None)
-    assert own == pytest.approx((0.25 + 1 / 16) / shape.max_model_sparsity)
+    assert own == pytest.approx(0.25 * 16 / 15 / shape.max_model_sparsity)
     assert fit.model_sparsity(shape, own) == pytest.approx(0.25)
     weights = shape.block_weights + shape.head_weights
-    expected = 2 * (weights - own * shape.skippable_weights + weights / 16)
+    expected = 2 * (15 * (weights - own * shape.skippable_weights) + weights) / 16
     assert fit.bytes_per_token(shape, own) == pytest.approx(expected)
     with pytest.raises(CatsError, match="sliding windows"):
         continued(toys.toy("gemma3"), fit, 0.5)
@@ -672,7 +672,7 @@ def test_a_suite_compares_rules_at_one_model_level(mirrors, tmp_path):
     assert griffin_at_decode["realised"]["prefill"]["skipped_weights"] == 0
     corrected = rows.loc["sirius", "generation"]
     assert 1 / 16 <= corrected.dense_steps_per_token <= 1
-    assert corrected.sparse_steps_per_token == pytest.approx(16 * corrected.dense_steps_per_token)
+    assert corrected.sparse_steps_per_token == pytest.approx(15 * corrected.dense_steps_per_token)
     written = results.record(found, "toy", parameters={}, started=0.0, folder=tmp_path)
     assert len(written) == 3
     again = suite.run(["piqa"], [Configuration("teal", 0.2)], progress=False)
