@@ -499,6 +499,10 @@ def test_r_sparse_spends_its_budget_where_the_error_is_least(model, text):
     fit.apply(model, 0.4)
     sites = {(site.layer, site.name): site for site in attached(model)}
     assert sites[1, "mlp.up_proj"].extra == (80 + 32) * 2  # rank 2 of the split 0.8: the error is zero
+    x = torch.randn(9, 32, generator=generator)
+    share = 0.4 + sites[1, "mlp.up_proj"].extra / up.weight.numel()
+    large = (x * up.weight.norm(dim=0)).abs() >= fit.state.scores.at((1, "mlp.up_proj"), share)
+    assert torch.equal(sites[1, "mlp.up_proj"].keep(x), large) and not large.all()
     spent = [site for site in sites.values() if site.extra]
     assert len(spent) < len(sites)
     with Masking(model) as masking, torch.no_grad():

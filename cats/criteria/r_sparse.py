@@ -3,9 +3,10 @@
 The weights read are a budget: columns of W for the inputs kept, and two factors of rank r. Ambiguous in the
 source: how the budget is split. An evolutionary search of about an hour decides there; here each layer takes,
 of a few splits, the one with the least error of its output on a sample of its inputs. Thresholds come from
-one row of 512 tokens there, here from the calibration text. The released evaluation masks the last tenth of a
-prompt alone; here that is the policy of the evaluation. The factors are the truncated singular value
-decomposition of W, as there, and are memory on top of W.
+one row of 512 tokens there, here from the calibration text. Large means |x_i| where there are no factors, and
+|x_i| times the norm of column i of W where there are, as in the released code. That evaluates with the last
+tenth of a prompt masked alone; here that is the policy of the evaluation. The factors are the truncated
+singular value decomposition of W, as there, and are memory on top of W.
 """
 
 from dataclasses import dataclass, field
@@ -23,11 +24,15 @@ _SAMPLE = 256  # tokens
 
 @dataclass
 class RSparseState:
-    """Quantiles of inputs, samples of them [N, k] and factors of W [n, k], by (layer, name)."""
+    """Norms [k] of the columns of W [n, k], quantiles of inputs without and with them, samples of inputs
+    [N, k] and factors of W, by (layer, name).
+    """
 
-    quantiles: Quantiles
-    samples: dict[tuple[int, str], Tensor]
+    norms: dict[tuple[int, str], Tensor]
     progress: bool
+    quantiles: Quantiles = field(default_factory=Quantiles)
+    scores: Quantiles = field(default_factory=Quantiles)
+    samples: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     factors: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -41,15 +46,18 @@ class RSparse(InputRule):
     what = "small inputs of all linear layers meet a low-rank W in place of W, within one budget of weights"
 
     def measure(self, model, batches, progress=True) -> RSparseState:
-        state = RSparseState(Quantiles(), {}, progress)
+        places = linears(model)
+        norms = {place.key: place.linear.weight.detach().float().norm(dim=0) for place in places}
+        state = RSparseState(norms, progress)
 
         def see(key, x: Tensor) -> None:
             state.quantiles.see(key, x)
+            state.scores.see(key, x * norms[key])
             held = state.samples.get(key, x[:0])
             if len(held) < _SAMPLE:
                 state.samples[key] = torch.cat([held, x[: _SAMPLE - len(held)]])
 
-        watch(model, [(p.key, p.linear) for p in linears(model)], batches, see, progress=progress)
+        watch(model, [(place.key, place.linear) for place in places], batches, see, progress=progress)
         return state
 
     def keep(self, place, state, share):
@@ -80,7 +88,7 @@ class RSparse(InputRule):
             share = sparsity + extra / weight.numel()
             if share >= 1 or (best is not None and rank == best[1]):
                 continue
-            keep = self.keep(place, state, share)
+            keep = _weighted(place, state, share) if rank else self.keep(place, state, share)
             dropped = torch.where(keep(x), 0.0, x)
             error = dropped @ weight.float().t() - dropped @ left[:, :rank] @ right[:, :rank].t()
             error = float(error.norm())
@@ -112,6 +120,11 @@ def _rank(weight: nn.Parameter, split: float) -> int:
     """The rank that the share 1 - `split` of W's size can pay for."""
     rows, columns = weight.shape
     return int((1 - split) * rows * columns / (rows + columns))
+
+
+def _weighted(place: Place, state: RSparseState, share: float):
+    threshold, norms = state.scores.at(place.key, share), state.norms[place.key]
+    return lambda x, call=None: ~((x.float() * norms).abs() < threshold)
 
 
 def _through(first: Tensor, second: Tensor):
