@@ -5,8 +5,10 @@ block's output gets the next step, until the block has its sparsity. Steps are s
 Linear as built: the released code's fixed table makes k and v of Llama-2-7B an eighth of q, where they are as
 large, and those of Mistral-7B an eighth where they are a quarter. Ambiguous in the source: the step (here 2 %
 of a block's weights, and at most a tenth of one Linear's inputs, which small k and v would overshoot), what
-a block reads (here what it reads in the dense model) and how unequal steps compare (here by the error that
-they add for each weight dropped, which for equal steps is the source's rule).
+a block reads (here what it reads in the dense model), how unequal steps compare (here by the error that
+they add for each weight dropped, which for equal steps is the source's rule) and on which tokens: the code
+searches with the last half of a sequence masked, by the mean over channels of the error's norm on the last
+quarter; here all tokens are masked and one norm is taken over them all.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,8 @@
 
 The norms of q, v, o, up and down are the constant 1 there, so that they are dropped by magnitude; the number
 a token is exact, and shares are allocated greedily, as in the released evaluation. Ambiguous in the source:
-whether the other norms are left out on purpose. A model that fuses k or gate with others has no such reading.
+whether the other norms are left out on purpose; its optional turn of W, off by default and left out here,
+serves k and gate alone too. A model that fuses k or gate with others has no such reading.
 """
 
 import torch
