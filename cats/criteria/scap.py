@@ -3,9 +3,9 @@ the output is a constant, a bias.
 
 Ambiguous in the source: the mode may be zero, a median or the peak of a kernel density estimate, by tensor;
 here it is the peak for each input, with a Gaussian kernel of Silverman's width on a sample. Its published
-settings for Llama-2-7B and Mistral-7B have a mode of zero, and give up and gate another sparsity than down, by
-hand; here all three have one. Its three layers are
-not all linear weights: model-level sparsity is the MLP's share of it.
+settings for Llama-2-7B and Mistral-7B have a mode of zero, and give up and gate another sparsity than down,
+by hand; here all three have one. Its three layers are not all linear weights: model-level sparsity is the
+MLP's share of it.
 """
 
 import math
