@@ -145,7 +145,7 @@ def parts(model: nn.Module) -> list[tuple[GatedMLP, nn.Linear, nn.Linear, nn.Lin
     ]
 
 
-def start(mlp: GatedMLP, part: str) -> int:
+def _start(mlp: GatedMLP, part: str) -> int:
     """The first output column of the gate or up projection, which may be one fused Linear."""
     half = mlp.layout.gate_half if part == "gate" else 1 - mlp.layout.gate_half
     return half * mlp.intermediate_size if mlp.fused else 0
@@ -155,20 +155,20 @@ def _projection(mlp: GatedMLP, part: str) -> nn.Linear:
     return getattr(mlp.module, getattr(mlp.layout, part))
 
 
-def neuron_site(mlp: GatedMLP, part: str, keep: Callable, kind: type[Site] = Site, **options) -> Site:
+def neuron_site(mlp: GatedMLP, part: str, keep: Callable, **options) -> Site:
     """A site on the output of the gate (`part` "gate") or up projection of one MLP.
 
     act(0) = 0 for every activation here: a zero output is a neuron dropped, and two products of `hidden_size`
     weights go with it.
     """
-    return kind(
+    return Site(
         mlp.layer,
         part,
         _projection(mlp, part),
         keep,
         2 * mlp.hidden_size,
         at="output",
-        start=start(mlp, part),
+        start=_start(mlp, part),
         width=mlp.intermediate_size,
         neurons=True,
         **options,
@@ -265,7 +265,7 @@ def watch_neurons(
 
     def narrowed(key: tuple[GatedMLP, str], output: Tensor) -> None:
         mlp, part = key
-        see(mlp, part, output.narrow(-1, start(mlp, part), mlp.intermediate_size))
+        see(mlp, part, output.narrow(-1, _start(mlp, part), mlp.intermediate_size))
 
     modules = [((mlp, part), _projection(mlp, part)) for mlp in find_gated_mlps(model) for part in which]
     return watch(model, modules, batches, narrowed, at="output", progress=progress)
