@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from cats import attention
@@ -14,6 +15,8 @@ from cats.errors import CatsError
 # Without coordinate descent Inductor keeps cuBLAS for one row, 7 to 17 % slower in the MLP.
 FASTEST = {"coordinate_descent_tuning": True}
 _KEPT = "_cats_decoder"  # where a model keeps its decoder
+# What generate() passes along with every text: what the loop does itself, or checks.
+TEXT = ("attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep")
 CHUNK = 16  # steps between two looks for an end-of-sequence token: one host synchronisation in 16 tokens
 
 
@@ -163,7 +166,8 @@ def greedy(model, input_ids, **given):
     """`model.generate(..., custom_generate=cats.decoding.greedy)`: greedy search by this module's loop.
 
     Returns tokens [B, prompt + new]. Raises CatsError for what the loop cannot do: sampling, beams, logits
-    processors, stop strings and other criteria, padded prompts, streaming, or outputs other than the tokens.
+    processors, stop strings and other criteria, padded or empty prompts, inputs that are no tokens (images,
+    embeddings, soft prompts), other positions, a cache with tokens, streaming, or outputs other than tokens.
     """
     return timed_greedy(model, input_ids, **given).tokens
 
@@ -173,7 +177,10 @@ def timed_greedy(
 ) -> Generation:
     """`greedy` with its times."""
     config = generation_config
-    mask = model_kwargs.get("attention_mask")
+    batch, prompt = input_ids.shape
+    mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+    others = [name for name, value in model_kwargs.items() if not _is_text(name, value)]
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
     wrong = {
         "sampling or beams": config.do_sample or config.num_beams > 1,
         "logits processors": len(logits_processor) > 0,
@@ -183,17 +190,37 @@ def timed_greedy(
         "padded prompts": mask is not None and not bool(mask.all()),
         "a streamer": model_kwargs.get("streamer") is not None,
         "dictionary outputs": config.return_dict_in_generate,
+        f"other inputs than tokens ({', '.join(others)})": bool(others),
+        "soft prompts of PEFT": getattr(prepare, "__self__", model) is not model,
+        "empty prompts": prompt == 0,
+        "caches that hold tokens already": isinstance(cache, Cache) and cache.get_seq_length() > 0,
+        "positions other than 0, 1, 2, …": not _counts(model_kwargs.get("position_ids"), prompt),
     }
     for what, present in wrong.items():
         if present:
             raise CatsError(
                 f"cats.decoding.greedy does not do {what}: call generate() without custom_generate."
             )
-    batch, prompt = input_ids.shape
     new_tokens = config.max_length - prompt
     eos = config._eos_token_tensor
     eos = () if eos is None else tuple(eos.tolist())
     return decoder_for(model, prompt + new_tokens, batch).generate(input_ids, new_tokens, eos=eos)
+
+
+def _is_text(name: str, value) -> bool:
+    """Whether an input of `generate` adds nothing to the tokens: one of TEXT, absent or empty."""
+    if name.endswith("token_type_ids") and isinstance(value, torch.Tensor):
+        return not value.any()  # some tokenizers give zeros with every text
+    empty = value is None or value is False or (isinstance(value, dict) and not value)
+    return name in TEXT or empty
+
+
+def _counts(positions: torch.Tensor | None, prompt: int) -> bool:
+    """Whether positions [..., T] are 0 … prompt - 1 in every row; None is."""
+    if positions is None:
+        return True
+    expected = torch.arange(prompt, device=positions.device)
+    return positions.shape[-1] == prompt and bool((positions == expected).all())
 
 
 def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:

@@ -5,6 +5,7 @@ import torch
 import triton
 from cats_kernels import decode_attention as fused
 from transformers import (
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -181,3 +182,50 @@ def test_what_the_loop_cannot_do_is_said():
         decoding.Decoder(model, 65)
     with pytest.raises(CatsError, match="make a larger one"):
         decoding.Decoder(model, 12).generate(ids, 8)
+
+
+def test_inputs_that_the_loop_would_drop_are_refused():
+    model, ids = toy(), prompt()
+
+    def decoded(**inputs):
+        return by_transformers(model, ids, 4, custom_generate=decoding.greedy, **inputs)
+
+    expected = by_transformers(model, ids, 4)
+    count = torch.arange(9, device=DEVICE)[None]
+    assert torch.equal(decoded(position_ids=count), expected)
+    with pytest.raises(CatsError, match="positions other than 0, 1, 2"):
+        decoded(position_ids=count + 3)
+    with pytest.raises(CatsError, match=r"other inputs than tokens \(inputs_embeds\)"):
+        decoded(inputs_embeds=model.get_input_embeddings()(ids))
+    embeds = {"inputs_embeds": model.get_input_embeddings()(ids)}
+    with pytest.raises(CatsError, match="inputs_embeds"):
+        model.generate(**embeds, max_new_tokens=2, do_sample=False, custom_generate=decoding.greedy)
+    cache = model(ids[:, :4], use_cache=True).past_key_values
+    with pytest.raises(CatsError, match="caches that hold tokens"):
+        decoded(past_key_values=cache)
+    config = GenerationConfig(do_sample=False, num_beams=1, max_length=12)
+    config._eos_token_tensor = None
+    given = dict(logits_processor=[], stopping_criteria=[], generation_config=config)
+    with pytest.raises(CatsError, match="empty prompts"):
+        decoding.greedy(model, ids[:, :0], **given)
+    with pytest.raises(CatsError, match=r"\(pixel_values\)"):
+        decoding.greedy(model, ids, pixel_values=torch.zeros(1, 3, 8, 8), **given)
+    given |= {"token_type_ids": torch.zeros_like(ids), "mm_encoder_outputs": {}}  # a text without images
+    assert torch.equal(decoding.greedy(model, ids, **given), expected[:, :12])
+
+
+@pytest.mark.parametrize("kind", ("PrefixTuningConfig", "PromptTuningConfig", "LoraConfig"))
+def test_soft_prompts_are_refused_and_adapters_are_not(kind):
+    peft = pytest.importorskip("peft")
+    more = {"init_lora_weights": False} if kind == "LoraConfig" else {"num_virtual_tokens": 4}
+    torch.manual_seed(1)
+    model = peft.get_peft_model(toy(), getattr(peft, kind)(task_type="CAUSAL_LM", **more)).eval()
+    given = dict(input_ids=prompt(), max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = model.generate(**given)
+    if kind == "LoraConfig":
+        assert torch.equal(model.generate(**given, custom_generate=decoding.greedy), expected)
+        return
+    with pytest.raises(CatsError, match="soft prompts of PEFT"):
+        model.generate(**given, custom_generate=decoding.greedy)
+    base = model.base_model  # by itself it decodes as before
+    assert base.generate(**given, custom_generate=decoding.greedy).shape == (1, 13)
