@@ -14,6 +14,7 @@ from cats.errors import CatsError
 # The compile recipe that made dense decoding fastest on an H100: matrix-vector products as tuned reductions.
 # Without coordinate descent Inductor keeps cuBLAS for one row, 7 to 17 % slower in the MLP.
 FASTEST = {"coordinate_descent_tuning": True}
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # layers of keys and values alone
 _KEPT = "_cats_decoder"  # where a model keeps its decoder
 # What generate() passes along with every text: what the loop does itself, or checks.
 TEXT = ("attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep")
@@ -44,10 +45,12 @@ class Decoder:
 
     On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere
     it runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new
-    Decoder. Raises CatsError where `length` exceeds what the model was made for.
+    Decoder. Raises CatsError where `length` exceeds what the model was made for, and for a model whose layers
+    keep more than keys and values (recurrent, convolutional).
     """
 
     def __init__(self, model: nn.Module, length: int, *, batch: int = 1, options: dict | None = FASTEST):
+        _check_layers(model)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", length)
         if length > limit:
             raise CatsError(
@@ -152,6 +155,16 @@ class Decoder:
     def _wait(self) -> None:
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
+
+
+def _check_layers(model: nn.Module) -> None:
+    """Raise CatsError for a model with layers that a cache of keys and values does not serve."""
+    kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()) - ATTENTION
+    if kinds or getattr(model, "_is_stateful", False):
+        raise CatsError(
+            f"{type(model).__name__} has layers that keep more than keys and values "
+            f"({', '.join(sorted(kinds)) or 'a recurrent state'}): call generate() without cats.decoding."
+        )
 
 
 def _cut(tokens: torch.Tensor, prompt: int, eos: tuple[int, ...]) -> torch.Tensor:

@@ -5,6 +5,8 @@ import torch
 import triton
 from cats_kernels import decode_attention as fused
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -229,3 +231,31 @@ def test_soft_prompts_are_refused_and_adapters_are_not(kind):
         model.generate(**given, custom_generate=decoding.greedy)
     base = model.base_model  # by itself it decodes as before
     assert base.generate(**given, custom_generate=decoding.greedy).shape == (1, 13)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more", "what"),
+    [
+        ("recurrent_gemma", dict(lru_width=64, num_hidden_layers=3), "linear_attention"),
+        ("lfm2", dict(layer_types=["conv", "full_attention"]), "conv"),
+        ("qwen3_5_text", dict(num_hidden_layers=4), "linear_attention"),
+        ("minimax", dict(num_local_experts=2), "linear_attention"),
+        ("rwkv", dict(attention_hidden_size=64), "a recurrent state"),
+        ("llama4_text", dict(attention_chunk_size=8, num_local_experts=2, intermediate_size_mlp=64), None),
+        ("gemma2", dict(sliding_window=4), None),
+    ],
+)
+def test_models_that_keep_more_than_keys_and_values_are_refused(model_type, more, what):
+    small = dict(
+        vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**small, **more}))
+    model, ids = model.eval().to(DEVICE), prompt()
+    if what is None:
+        tokens = decoding.Decoder(model, 32, options=None).generate(ids, 8).tokens
+        assert torch.equal(tokens, by_transformers(model, ids, 8))
+        return
+    with pytest.raises(CatsError, match=rf"keep more than keys and values \({what}\)"):
+        by_transformers(model, ids, 4, custom_generate=decoding.greedy)
