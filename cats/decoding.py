@@ -45,12 +45,12 @@ class Decoder:
 
     On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere
     it runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new
-    Decoder. Raises CatsError where `length` exceeds what the model was made for, and for a model whose layers
-    keep more than keys and values (recurrent, convolutional).
+    Decoder. Raises CatsError where `length` exceeds what the model was made for, for models whose layers keep
+    more than keys and values (recurrent, convolutional), and for flex and flash attention.
     """
 
     def __init__(self, model: nn.Module, length: int, *, batch: int = 1, options: dict | None = FASTEST):
-        _check_layers(model)
+        _check_attention(model)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", length)
         if length > limit:
             raise CatsError(
@@ -157,9 +157,15 @@ class Decoder:
             torch.cuda.synchronize(self.device)
 
 
-def _check_layers(model: nn.Module) -> None:
-    """Raise CatsError for a model with layers that a cache of keys and values does not serve."""
-    kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()) - ATTENTION
+def _check_attention(model: nn.Module) -> None:
+    """Raise CatsError for layers or implementations of attention that the decoder's cache does not serve."""
+    config = model.config.get_text_config(decoder=True)
+    implementation = str(getattr(config, "_attn_implementation", None))
+    if "flex" in implementation or "flash" in implementation:  # they read rows that are not written yet
+        raise CatsError(
+            f"cats.decoding does not do {implementation}: call model.set_attn_implementation('sdpa') before."
+        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION
     if kinds or getattr(model, "_is_stateful", False):
         raise CatsError(
             f"{type(model).__name__} has layers that keep more than keys and values "

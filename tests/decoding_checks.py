@@ -259,3 +259,13 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(model_type, more
         return
     with pytest.raises(CatsError, match=rf"keep more than keys and values \({what}\)"):
         by_transformers(model, ids, 4, custom_generate=decoding.greedy)
+
+
+@pytest.mark.parametrize("implementation", ("flex_attention", "flash_attention_2"))
+def test_attention_that_needs_masks_of_its_own_is_refused(implementation):
+    model, ids = toy(), prompt()
+    model.config._attn_implementation_internal = implementation  # set so, as flash attention is not installed
+    with pytest.raises(CatsError, match=rf"does not do {implementation}: call .*'sdpa'"):
+        decoding.Decoder(model, 32)
+    model.set_attn_implementation("sdpa")
+    assert decoding.Decoder(model, 32, options=None).generate(ids, 2).new_tokens == 2
