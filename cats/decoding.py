@@ -56,6 +56,7 @@ class Decoder:
             raise CatsError(
                 f"{length} tokens were asked for but the model takes {limit}: shorten prompt or output."
             )
+        attention.tie(model)
         self.model, self.length, self.batch = model, length, batch
         self.device = next(model.parameters()).device
         self.cache = attention.DecodeCache(model.config, length, device=self.device)
@@ -244,6 +245,7 @@ def _counts(positions: torch.Tensor | None, prompt: int) -> bool:
 
 def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
     """The decoder kept with `model`; made again where it is too short, or modules or weights were changed."""
+    attention.tie(model)  # before the pointers are read
     state = [
         (type(m), getattr(m, "observer", None) is None, getattr(m, "prefill", None)) for m in model.modules()
     ]

@@ -1,5 +1,7 @@
 """The decoding loop and its attention, on a GPU or in Triton's interpreter; `test_kernels.py` starts it."""
 
+import copy
+
 import pytest
 import torch
 import triton
@@ -269,3 +271,77 @@ def test_attention_that_needs_masks_of_its_own_is_refused(implementation):
         decoding.Decoder(model, 32)
     model.set_attn_implementation("sdpa")
     assert decoding.Decoder(model, 32, options=None).generate(ids, 2).new_tokens == 2
+
+
+def load_assigning(model, weights):
+    model.load_state_dict(weights, assign=True)
+
+
+def load_after_casts(model, weights):
+    model.double().float().load_state_dict(weights)
+
+
+def load_half_of_it(model, weights):
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+    model.load_state_dict(weights, assign=True, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("load", "copied"),
+    [(load_assigning, False), (load_half_of_it, False), (load_after_casts, False), (load_after_casts, True)],
+)
+def test_weights_that_are_loaded_after_installing_are_those_that_decode(load, copied, calls):
+    model, ids = toy("qwen2"), prompt()
+    attention.install(model)
+    if copied:
+        model = copy.deepcopy(model)
+    other = toy("qwen2", seed=5)
+    for name, parameter in other.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    load(model, other.state_dict())
+    same = copy.deepcopy(model)
+    attention.remove(same)
+    expected = by_transformers(same, ids, 3)
+    static = by_transformers(model, ids, 3, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, expected)
+    assert bool(calls) == (load is load_after_casts and not copied), "casts alone leave them fused"
+    calls.clear()
+    tokens = by_transformers(model, ids, 3, custom_generate=decoding.greedy)
+    assert torch.equal(tokens, expected) and calls
+    first = model._cats_decoder
+    by_transformers(model, ids, 3, custom_generate=decoding.greedy)
+    assert model._cats_decoder is first, "fused again once, not at every call"
+    attention.remove(model)
+    assert torch.equal(by_transformers(model, ids, 3), expected)
+
+
+def test_adapters_and_hooks_on_installed_modules_take_part(calls):
+    peft = pytest.importorskip("peft")
+    model, ids = toy(), prompt()
+    attention.install(model)
+    dense = by_transformers(model, ids, 6)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj"])
+    adapted = peft.get_peft_model(model, config).eval()
+    given = dict(input_ids=ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = adapted.generate(**given)
+    assert not torch.equal(expected, dense)
+    assert torch.equal(adapted.generate(**given, custom_generate=decoding.greedy), expected) and not calls
+    merged = adapted.merge_and_unload()
+    assert torch.equal(merged.generate(**given, custom_generate=decoding.greedy), expected) and calls
+    calls.clear()
+    for layer in merged.model.layers:
+        layer.self_attn.q_proj.register_forward_hook(lambda module, inputs, out: -out)
+    expected = merged.generate(**given)
+    tokens = decoding.Decoder(merged, 32, options=None).generate(ids, 6).tokens
+    assert torch.equal(tokens, expected) and not calls
+
+
+def test_an_installed_step_compiles_whole(calls):
+    model, ids = toy("qwen2"), prompt()
+    attention.install(model)
+    decoder = decoding.Decoder(model, 32, options=None)
+    expected = decoder.generate(ids, 4).tokens
+    decoder._step = torch.compile(decoder._decode_one, fullgraph=True, dynamic=False, backend="eager")
+    calls.clear()
+    assert torch.equal(decoder.generate(ids, 4).tokens, expected) and calls
