@@ -1,20 +1,24 @@
 """Greedy decoding whose every step, embedding to argmax, is one CUDA graph without host synchronisation."""
 
+import copy
 import time
 from dataclasses import dataclass
 
 import torch
+from cats_kernels.crossover import sparse_pays
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from cats import attention
+from cats.activation import CatsMLP
 from cats.errors import CatsError
 
 # The compile recipe that made dense decoding fastest on an H100: matrix-vector products as tuned reductions.
 # Without coordinate descent Inductor keeps cuBLAS for one row, 7 to 17 % slower in the MLP.
 FASTEST = {"coordinate_descent_tuning": True}
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # layers of keys and values alone
+ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # settings of PEFT's layers
 _KEPT = "_cats_decoder"  # where a model keeps its decoder
 # What generate() passes along with every text: what the loop does itself, or checks.
 TEXT = ("attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep")
@@ -44,9 +48,10 @@ class Decoder:
     """A model with a static cache and one captured decoding step, for up to `length` tokens a row.
 
     On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere
-    it runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new
-    Decoder. Raises CatsError where `length` exceeds what the model was made for, for models whose layers keep
-    more than keys and values (recurrent, convolutional), and for flex and flash attention.
+    it runs as it is. Thresholds may change between calls (they are buffers); swapping modules, or a sparsity
+    of 0 that becomes another, needs a new Decoder. Raises CatsError where `length` exceeds what the model was
+    made for, for models whose layers keep more than keys and values (recurrent, convolutional), and for flex
+    and flash attention.
     """
 
     def __init__(self, model: nn.Module, length: int, *, batch: int = 1, options: dict | None = FASTEST):
@@ -246,10 +251,8 @@ def _counts(positions: torch.Tensor | None, prompt: int) -> bool:
 def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
     """The decoder kept with `model`; made again where it is too short, or modules or weights were changed."""
     attention.tie(model)  # before the pointers are read
-    state = [
-        (type(m), getattr(m, "observer", None) is None, getattr(m, "prefill", None)) for m in model.modules()
-    ]
-    state += [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
+    state = [_frozen(module, batch) for module in model.modules()]
+    state += [(t.data_ptr(), t.shape, t.dtype) for t in (*model.parameters(), *model.buffers())]
     known = model.__dict__.get(_KEPT)
     if known is None or known.state != state or known.batch != batch or known.length < length:
         rounded = 256 * -(-length // 256)  # so that a slightly longer prompt finds the same graph
@@ -258,6 +261,17 @@ def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
         known.state = state
         model.__dict__[_KEPT] = known  # kept here, so that it goes when the model goes
     return known
+
+
+def _frozen(module: nn.Module, batch: int) -> tuple:
+    """What of a module, besides its tensors, a captured step of `batch` rows cannot take up any more."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    adapters = [copy.copy(vars(module).get(name)) for name in ADAPTERS]
+    kind = (type(module), module.training, hooks, adapters)
+    if not isinstance(module, CatsMLP):
+        return kind
+    sparse = module.sparsity > 0 and sparse_pays(batch, module.sparsity)
+    return *kind, module.prefill, module.observer, module.combine, sparse
 
 
 def release(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from cats import CatsError, attention, calibration, decoding
-from cats.sparsify import restore, sparsify
+from cats.sparsify import restore, set_sparsity, sparsify
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 CLASSES = {
@@ -345,3 +345,47 @@ def test_an_installed_step_compiles_whole(calls):
     decoder._step = torch.compile(decoder._decode_one, fullgraph=True, dynamic=False, backend="eager")
     calls.clear()
     assert torch.equal(decoder.generate(ids, 4).tokens, expected) and calls
+
+
+def test_what_a_captured_step_cannot_take_up_makes_a_new_decoder():
+    model = toy()
+    thresholds = calibration.calibrate(model, [{"input_ids": prompt(2, 24)}], progress=False)
+    sparsify(model, thresholds, 0.0)
+    mlp, seen = model.model.layers[0].mlp, []
+
+    def renewed(batch=1):
+        before = len(seen)
+        seen.append(decoding.decoder_for(model, 20, batch))
+        return before > 0 and seen[-1] is not seen[-2]
+
+    assert not renewed() and not renewed()
+    set_sparsity(model, thresholds, 0.7)
+    assert renewed(), "at sparsity 0 the captured step is dense"
+    set_sparsity(model, thresholds, 0.5)
+    assert not renewed(), "thresholds are read by every step"
+    for name in ("observer", "combine"):
+        for value in (print, repr, None):
+            setattr(mlp, name, value)
+            assert renewed() and not renewed()
+    handle = mlp.register_forward_hook(lambda module, inputs, out: 2 * out)
+    assert renewed()
+    handle.remove()
+    assert renewed()
+    model.train()
+    assert renewed()
+    model.eval()
+    assert renewed() and renewed(batch=8)
+    set_sparsity(model, thresholds, 0.9)
+    assert renewed(batch=8), "at 0.5 eight rows took the dense branch"
+
+
+def test_switched_adapters_make_a_new_decoder():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(toy(), peft.LoraConfig(task_type="CAUSAL_LM"))
+    base = adapted.get_base_model()
+    first = decoding.decoder_for(base, 20)
+    with adapted.disable_adapter():
+        assert decoding.decoder_for(base, 20) is not first
+    again = decoding.decoder_for(base, 20)
+    adapted.merge_adapter()
+    assert decoding.decoder_for(base, 20) is not again
