@@ -95,6 +95,7 @@ class _OneTokenForward:
 
 
 _ONE_TOKEN = {base: type(f"OneToken{base.__name__}", (_OneTokenForward, base), {}) for base in PLAIN}
+globals().update({cls.__name__: cls for cls in _ONE_TOKEN.values()})  # where pickle looks for them
 
 
 class SharedLayer(StaticLayer):

@@ -72,9 +72,9 @@ class Decoder:
             self._step = torch.compile(self._decode_one, fullgraph=True, dynamic=False, options=options)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __deepcopy__(self, memo):
-        """A copied model starts without a decoder: a captured graph belongs to its own weights."""
-        return None
+    def __reduce__(self):
+        """A copied or saved model starts without a decoder: a captured graph belongs to its own weights."""
+        return type(None), ()
 
     def _decode_one(self) -> None:
         """On the device: read the token at `position`, write its successor behind it, advance `position`."""
