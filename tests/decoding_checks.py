@@ -245,7 +245,7 @@ def test_soft_prompts_are_refused_and_adapters_are_not(kind):
         ("qwen3_5_text", dict(num_hidden_layers=4), "linear_attention"),
         ("minimax", dict(num_local_experts=2), "linear_attention"),
         ("rwkv", dict(attention_hidden_size=64), "a recurrent state"),
-        ("llama4_text", dict(attention_chunk_size=8, num_local_experts=2, intermediate_size_mlp=64), None),
+        ("llama4_text", dict(attention_chunk_size=8, moe_layers=[], intermediate_size_mlp=64), None),
         ("gemma2", dict(sliding_window=4), None),
     ],
 )
@@ -342,8 +342,8 @@ def test_adapters_and_hooks_on_installed_modules_take_part(calls):
 def test_an_installed_step_compiles_whole(calls):
     model, ids = toy("qwen2"), prompt()
     attention.install(model)
+    expected = decoding.Decoder(model, 32, options=None).generate(ids, 4).tokens
     decoder = decoding.Decoder(model, 32, options=None)
-    expected = decoder.generate(ids, 4).tokens
     decoder._step = torch.compile(decoder._decode_one, fullgraph=True, dynamic=False, backend="eager")
     calls.clear()
     assert torch.equal(decoder.generate(ids, 4).tokens, expected) and calls
