@@ -1,19 +1,27 @@
 """Greedy decoding whose every step, embedding to argmax, is one CUDA graph without host synchronisation."""
 
+import copy
 import time
 from dataclasses import dataclass
 
 import torch
+from cats_kernels.crossover import sparse_pays
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from cats import attention
+from cats.activation import CatsMLP
 from cats.errors import CatsError
 
 # The compile recipe that made dense decoding fastest on an H100: matrix-vector products as tuned reductions.
 # Without coordinate descent Inductor keeps cuBLAS for one row, 7 to 17 % slower in the MLP.
 FASTEST = {"coordinate_descent_tuning": True}
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # layers of keys and values alone
+ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # settings of PEFT's layers
 _KEPT = "_cats_decoder"  # where a model keeps its decoder
+# What generate() passes along with every text: what the loop does itself, or checks.
+TEXT = ("attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep")
 CHUNK = 16  # steps between two looks for an end-of-sequence token: one host synchronisation in 16 tokens
 
 
@@ -40,16 +48,20 @@ class Decoder:
     """A model with a static cache and one captured decoding step, for up to `length` tokens a row.
 
     On a GPU the step is compiled whole (`options`: Inductor's; None leaves it eager) and captured; elsewhere
-    it runs as it is. Thresholds may change between calls (they are buffers); swapping modules needs a new
-    Decoder. Raises CatsError where `length` exceeds what the model was made for.
+    it runs as it is. Thresholds may change between calls (they are buffers); swapping modules, or a sparsity
+    of 0 that becomes another, needs a new Decoder. Raises CatsError where `length` exceeds what the model was
+    made for, for models whose layers keep more than keys and values (recurrent, convolutional), and for flex
+    and flash attention.
     """
 
     def __init__(self, model: nn.Module, length: int, *, batch: int = 1, options: dict | None = FASTEST):
+        _check_attention(model)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", length)
         if length > limit:
             raise CatsError(
                 f"{length} tokens were asked for but the model takes {limit}: shorten prompt or output."
             )
+        attention.tie(model)
         self.model, self.length, self.batch = model, length, batch
         self.device = next(model.parameters()).device
         self.cache = attention.DecodeCache(model.config, length, device=self.device)
@@ -60,9 +72,9 @@ class Decoder:
             self._step = torch.compile(self._decode_one, fullgraph=True, dynamic=False, options=options)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __deepcopy__(self, memo):
-        """A copied model starts without a decoder: a captured graph belongs to its own weights."""
-        return None
+    def __reduce__(self):
+        """A copied or saved model starts without a decoder: a captured graph belongs to its own weights."""
+        return type(None), ()
 
     def _decode_one(self) -> None:
         """On the device: read the token at `position`, write its successor behind it, advance `position`."""
@@ -151,6 +163,22 @@ class Decoder:
             torch.cuda.synchronize(self.device)
 
 
+def _check_attention(model: nn.Module) -> None:
+    """Raise CatsError for layers or implementations of attention that the decoder's cache does not serve."""
+    config = model.config.get_text_config(decoder=True)
+    implementation = str(getattr(config, "_attn_implementation", None))
+    if "flex" in implementation or "flash" in implementation:  # they read rows that are not written yet
+        raise CatsError(
+            f"cats.decoding does not do {implementation}: call model.set_attn_implementation('sdpa') before."
+        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION
+    if kinds or getattr(model, "_is_stateful", False):
+        raise CatsError(
+            f"{type(model).__name__} has layers that keep more than keys and values "
+            f"({', '.join(sorted(kinds)) or 'a recurrent state'}): call generate() without cats.decoding."
+        )
+
+
 def _cut(tokens: torch.Tensor, prompt: int, eos: tuple[int, ...]) -> torch.Tensor:
     """Tokens [B, T] without what was decoded past the end of a row, cut where the longest row ends."""
     ends = torch.isin(tokens[:, prompt:], torch.tensor(eos, device=tokens.device))
@@ -163,7 +191,8 @@ def greedy(model, input_ids, **given):
     """`model.generate(..., custom_generate=cats.decoding.greedy)`: greedy search by this module's loop.
 
     Returns tokens [B, prompt + new]. Raises CatsError for what the loop cannot do: sampling, beams, logits
-    processors, stop strings and other criteria, padded prompts, streaming, or outputs other than the tokens.
+    processors, stop strings and other criteria, padded or empty prompts, inputs that are no tokens (images,
+    embeddings, soft prompts), other positions, a cache with tokens, streaming, or outputs other than tokens.
     """
     return timed_greedy(model, input_ids, **given).tokens
 
@@ -173,7 +202,10 @@ def timed_greedy(
 ) -> Generation:
     """`greedy` with its times."""
     config = generation_config
-    mask = model_kwargs.get("attention_mask")
+    batch, prompt = input_ids.shape
+    mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+    others = [name for name, value in model_kwargs.items() if not _is_text(name, value)]
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
     wrong = {
         "sampling or beams": config.do_sample or config.num_beams > 1,
         "logits processors": len(logits_processor) > 0,
@@ -183,25 +215,44 @@ def timed_greedy(
         "padded prompts": mask is not None and not bool(mask.all()),
         "a streamer": model_kwargs.get("streamer") is not None,
         "dictionary outputs": config.return_dict_in_generate,
+        f"other inputs than tokens ({', '.join(others)})": bool(others),
+        "soft prompts of PEFT": getattr(prepare, "__self__", model) is not model,
+        "empty prompts": prompt == 0,
+        "caches that hold tokens already": isinstance(cache, Cache) and cache.get_seq_length() > 0,
+        "positions other than 0, 1, 2, …": not _counts(model_kwargs.get("position_ids"), prompt),
     }
     for what, present in wrong.items():
         if present:
             raise CatsError(
                 f"cats.decoding.greedy does not do {what}: call generate() without custom_generate."
             )
-    batch, prompt = input_ids.shape
     new_tokens = config.max_length - prompt
     eos = config._eos_token_tensor
     eos = () if eos is None else tuple(eos.tolist())
     return decoder_for(model, prompt + new_tokens, batch).generate(input_ids, new_tokens, eos=eos)
 
 
+def _is_text(name: str, value) -> bool:
+    """Whether an input of `generate` adds nothing to the tokens: one of TEXT, absent or empty."""
+    if name.endswith("token_type_ids") and isinstance(value, torch.Tensor):
+        return not value.any()  # some tokenizers give zeros with every text
+    empty = value is None or value is False or (isinstance(value, dict) and not value)
+    return name in TEXT or empty
+
+
+def _counts(positions: torch.Tensor | None, prompt: int) -> bool:
+    """Whether positions [..., T] are 0 … prompt - 1 in every row; None is."""
+    if positions is None:
+        return True
+    expected = torch.arange(prompt, device=positions.device)
+    return positions.shape[-1] == prompt and bool((positions == expected).all())
+
+
 def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
     """The decoder kept with `model`; made again where it is too short, or modules or weights were changed."""
-    state = [
-        (type(m), getattr(m, "observer", None) is None, getattr(m, "prefill", None)) for m in model.modules()
-    ]
-    state += [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
+    attention.tie(model)  # before the pointers are read
+    state = [_frozen(module, batch) for module in model.modules()]
+    state += [(t.data_ptr(), t.shape, t.dtype) for t in (*model.parameters(), *model.buffers())]
     known = model.__dict__.get(_KEPT)
     if known is None or known.state != state or known.batch != batch or known.length < length:
         rounded = 256 * -(-length // 256)  # so that a slightly longer prompt finds the same graph
@@ -210,6 +261,17 @@ def decoder_for(model: nn.Module, length: int, batch: int = 1) -> Decoder:
         known.state = state
         model.__dict__[_KEPT] = known  # kept here, so that it goes when the model goes
     return known
+
+
+def _frozen(module: nn.Module, batch: int) -> tuple:
+    """What of a module, besides its tensors, a captured step of `batch` rows cannot take up any more."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    adapters = [copy.copy(vars(module).get(name)) for name in ADAPTERS]
+    kind = (type(module), module.training, hooks, adapters)
+    if not isinstance(module, CatsMLP):
+        return kind
+    sparse = module.sparsity > 0 and sparse_pays(batch, module.sparsity)
+    return *kind, module.prefill, module.observer, module.combine, sparse
 
 
 def release(model: nn.Module) -> None:

@@ -1,10 +1,17 @@
 """The decoding loop and its attention, on a GPU or in Triton's interpreter; `test_kernels.py` starts it."""
 
+import copy
+import subprocess
+import sys
+
 import pytest
 import torch
 import triton
 from cats_kernels import decode_attention as fused
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -14,7 +21,7 @@ from transformers import (
 )
 
 from cats import CatsError, attention, calibration, decoding
-from cats.sparsify import restore, sparsify
+from cats.sparsify import restore, set_sparsity, sparsify
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 CLASSES = {
@@ -181,3 +188,226 @@ def test_what_the_loop_cannot_do_is_said():
         decoding.Decoder(model, 65)
     with pytest.raises(CatsError, match="make a larger one"):
         decoding.Decoder(model, 12).generate(ids, 8)
+
+
+def test_inputs_that_the_loop_would_drop_are_refused():
+    model, ids = toy(), prompt()
+
+    def decoded(**inputs):
+        return by_transformers(model, ids, 4, custom_generate=decoding.greedy, **inputs)
+
+    expected = by_transformers(model, ids, 4)
+    count = torch.arange(9, device=DEVICE)[None]
+    assert torch.equal(decoded(position_ids=count), expected)
+    with pytest.raises(CatsError, match="positions other than 0, 1, 2"):
+        decoded(position_ids=count + 3)
+    with pytest.raises(CatsError, match=r"other inputs than tokens \(inputs_embeds\)"):
+        decoded(inputs_embeds=model.get_input_embeddings()(ids))
+    embeds = {"inputs_embeds": model.get_input_embeddings()(ids)}
+    with pytest.raises(CatsError, match="inputs_embeds"):
+        model.generate(**embeds, max_new_tokens=2, do_sample=False, custom_generate=decoding.greedy)
+    cache = model(ids[:, :4], use_cache=True).past_key_values
+    with pytest.raises(CatsError, match="caches that hold tokens"):
+        decoded(past_key_values=cache)
+    config = GenerationConfig(do_sample=False, num_beams=1, max_length=12)
+    config._eos_token_tensor = None
+    given = dict(logits_processor=[], stopping_criteria=[], generation_config=config)
+    with pytest.raises(CatsError, match="empty prompts"):
+        decoding.greedy(model, ids[:, :0], **given)
+    with pytest.raises(CatsError, match=r"\(pixel_values\)"):
+        decoding.greedy(model, ids, pixel_values=torch.zeros(1, 3, 8, 8), **given)
+    given |= {"token_type_ids": torch.zeros_like(ids), "mm_encoder_outputs": {}}  # a text without images
+    assert torch.equal(decoding.greedy(model, ids, **given), expected[:, :12])
+
+
+@pytest.mark.parametrize("kind", ("PrefixTuningConfig", "PromptTuningConfig", "LoraConfig"))
+def test_soft_prompts_are_refused_and_adapters_are_not(kind):
+    peft = pytest.importorskip("peft")
+    more = {"init_lora_weights": False} if kind == "LoraConfig" else {"num_virtual_tokens": 4}
+    torch.manual_seed(1)
+    model = peft.get_peft_model(toy(), getattr(peft, kind)(task_type="CAUSAL_LM", **more)).eval()
+    given = dict(input_ids=prompt(), max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = model.generate(**given)
+    if kind == "LoraConfig":
+        assert torch.equal(model.generate(**given, custom_generate=decoding.greedy), expected)
+        return
+    with pytest.raises(CatsError, match="soft prompts of PEFT"):
+        model.generate(**given, custom_generate=decoding.greedy)
+    base = model.base_model  # by itself it decodes as before
+    assert base.generate(**given, custom_generate=decoding.greedy).shape == (1, 13)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more", "what"),
+    [
+        ("recurrent_gemma", dict(lru_width=64, num_hidden_layers=3), "linear_attention"),
+        ("lfm2", dict(layer_types=["conv", "full_attention"]), "conv"),
+        ("qwen3_5_text", dict(num_hidden_layers=4), "linear_attention"),
+        ("minimax", dict(num_local_experts=2), "linear_attention"),
+        ("rwkv", dict(attention_hidden_size=64), "a recurrent state"),
+        ("llama4_text", dict(attention_chunk_size=8, moe_layers=[], intermediate_size_mlp=64), None),
+        ("gemma2", dict(sliding_window=4), None),
+    ],
+)
+def test_models_that_keep_more_than_keys_and_values_are_refused(model_type, more, what):
+    small = dict(
+        vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**small, **more}))
+    model, ids = model.eval().to(DEVICE), prompt()
+    if what is None:
+        tokens = decoding.Decoder(model, 32, options=None).generate(ids, 8).tokens
+        assert torch.equal(tokens, by_transformers(model, ids, 8))
+        return
+    with pytest.raises(CatsError, match=rf"keep more than keys and values \({what}\)"):
+        by_transformers(model, ids, 4, custom_generate=decoding.greedy)
+
+
+@pytest.mark.parametrize("implementation", ("flex_attention", "flash_attention_2"))
+def test_attention_that_needs_masks_of_its_own_is_refused(implementation):
+    model, ids = toy(), prompt()
+    model.config._attn_implementation_internal = implementation  # set so, as flash attention is not installed
+    with pytest.raises(CatsError, match=rf"does not do {implementation}: call .*'sdpa'"):
+        decoding.Decoder(model, 32)
+    model.set_attn_implementation("sdpa")
+    assert decoding.Decoder(model, 32, options=None).generate(ids, 2).new_tokens == 2
+
+
+def load_assigning(model, weights):
+    model.load_state_dict(weights, assign=True)
+
+
+def load_after_casts(model, weights):
+    model.double().float().load_state_dict(weights)
+
+
+def load_half_of_it(model, weights):
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+    model.load_state_dict(weights, assign=True, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("load", "copied"),
+    [(load_assigning, False), (load_half_of_it, False), (load_after_casts, False), (load_after_casts, True)],
+)
+def test_weights_that_are_loaded_after_installing_are_those_that_decode(load, copied, calls):
+    model, ids = toy("qwen2"), prompt()
+    attention.install(model)
+    if copied:
+        model = copy.deepcopy(model)
+    other = toy("qwen2", seed=5)
+    for name, parameter in other.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    load(model, other.state_dict())
+    same = copy.deepcopy(model)
+    attention.remove(same)
+    expected = by_transformers(same, ids, 3)
+    static = by_transformers(model, ids, 3, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, expected)
+    assert bool(calls) == (load is load_after_casts and not copied), "casts alone leave them fused"
+    calls.clear()
+    tokens = by_transformers(model, ids, 3, custom_generate=decoding.greedy)
+    assert torch.equal(tokens, expected) and calls
+    first = model._cats_decoder
+    by_transformers(model, ids, 3, custom_generate=decoding.greedy)
+    assert model._cats_decoder is first, "fused again once, not at every call"
+    attention.remove(model)
+    assert torch.equal(by_transformers(model, ids, 3), expected)
+
+
+def test_adapters_and_hooks_on_installed_modules_take_part(calls):
+    peft = pytest.importorskip("peft")
+    model, ids = toy(), prompt()
+    attention.install(model)
+    dense = by_transformers(model, ids, 6)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj"])
+    adapted = peft.get_peft_model(model, config).eval()
+    given = dict(input_ids=ids, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = adapted.generate(**given)
+    assert not torch.equal(expected, dense)
+    assert torch.equal(adapted.generate(**given, custom_generate=decoding.greedy), expected) and not calls
+    merged = adapted.merge_and_unload()
+    assert torch.equal(merged.generate(**given, custom_generate=decoding.greedy), expected) and calls
+    calls.clear()
+    for layer in merged.model.layers:
+        layer.self_attn.q_proj.register_forward_hook(lambda module, inputs, out: -out)
+    expected = merged.generate(**given)
+    tokens = decoding.Decoder(merged, 32, options=None).generate(ids, 6).tokens
+    assert torch.equal(tokens, expected) and not calls
+
+
+def test_an_installed_step_compiles_whole(calls):
+    model, ids = toy("qwen2"), prompt()
+    attention.install(model)
+    expected = decoding.Decoder(model, 32, options=None).generate(ids, 4).tokens
+    decoder = decoding.Decoder(model, 32, options=None)
+    decoder._step = torch.compile(decoder._decode_one, fullgraph=True, dynamic=False, backend="eager")
+    calls.clear()
+    assert torch.equal(decoder.generate(ids, 4).tokens, expected) and calls
+
+
+def test_what_a_captured_step_cannot_take_up_makes_a_new_decoder():
+    model = toy()
+    thresholds = calibration.calibrate(model, [{"input_ids": prompt(2, 24)}], progress=False)
+    sparsify(model, thresholds, 0.0)
+    mlp, seen = model.model.layers[0].mlp, []
+
+    def renewed(batch=1):
+        before = len(seen)
+        seen.append(decoding.decoder_for(model, 20, batch))
+        return before > 0 and seen[-1] is not seen[-2]
+
+    assert not renewed() and not renewed()
+    set_sparsity(model, thresholds, 0.7)
+    assert renewed(), "at sparsity 0 the captured step is dense"
+    set_sparsity(model, thresholds, 0.5)
+    assert not renewed(), "thresholds are read by every step"
+    for name in ("observer", "combine"):
+        for value in (print, repr, None):
+            setattr(mlp, name, value)
+            assert renewed() and not renewed()
+    handle = mlp.register_forward_hook(lambda module, inputs, out: 2 * out)
+    assert renewed()
+    handle.remove()
+    assert renewed()
+    model.train()
+    assert renewed()
+    model.eval()
+    assert renewed() and renewed(batch=8)
+    set_sparsity(model, thresholds, 0.9)
+    assert renewed(batch=8), "at 0.5 eight rows took the dense branch"
+
+
+def test_switched_adapters_make_a_new_decoder():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(toy(), peft.LoraConfig(task_type="CAUSAL_LM"))
+    base = adapted.get_base_model()
+    first = decoding.decoder_for(base, 20)
+    with adapted.disable_adapter():
+        assert decoding.decoder_for(base, 20) is not first
+    again = decoding.decoder_for(base, 20)
+    adapted.merge_adapter()
+    assert decoding.decoder_for(base, 20) is not again
+
+
+def test_an_installed_model_is_saved_whole_and_loaded_elsewhere(tmp_path, calls):
+    model, ids = toy("qwen2"), prompt()
+    attention.install(model)
+    expected = by_transformers(model, ids, 3, custom_generate=decoding.greedy)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert loaded._cats_decoder is None and copy.deepcopy(model)._cats_decoder is None
+    calls.clear()
+    static = by_transformers(loaded, ids, 3, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, expected) and calls, "the saved weights are fused still"
+    script = (
+        "import sys; path, *sys.path = sys.argv[1:]; import torch; "
+        "model = torch.load(path, weights_only=False); "
+        "print(type(model.model.layers[0].self_attn).__name__)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "model.pt"), *sys.path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "OneTokenQwen2Attention", done.stderr
