@@ -75,6 +75,10 @@ class Calibration:
     def __post_init__(self):
         if self.padding not in PADDING:
             raise CatsError(f"padding={self.padding!r} is unknown: use one of {', '.join(PADDING)}.")
+        for name in ("tokens", "sequence_length", "rows", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CatsError(f"{name}={value} is too small to calibrate on: use 1 or more.")
 
     def describe(self) -> dict:
         """The fields, later ones where they are set: what is measured keeps its name when fields are

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_type_hints
 
 from filelock import FileLock
 
@@ -14,11 +15,6 @@ from cats.crew import Crew
 from cats.errors import CatsError
 from cats.masking import Policy
 from cats.suite import Suite
-
-_KEYS = {
-    *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
-    *("documents", "seed", "chat", "batch_tokens", "text_tokens", "device", "geometry", "level", "policies"),
-}
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,24 @@ class Run:
     text_tokens: int | None = None  # of each document of a text; None: all of them
     geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
 
+    def __post_init__(self):
+        if self.dtype not in models.DTYPES:
+            raise CatsError(f"Unknown dtype {self.dtype!r}: use one of {', '.join(models.DTYPES)}.")
+        for name, least in {"documents": 1, "batch_tokens": 1, "text_tokens": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise CatsError(f"{name}={value} is too small: use {least} or more.")
+
     def __str__(self) -> str:
         listed = ", ".join(dict.fromkeys(map(str, self.configurations)))
         policies = len({each.policy for each in self.configurations})
         under = f" under {policies} policies" if policies > 1 else ""
         return f"{self.record}: {self.model} in {self.dtype}, {len(self.tasks)} tasks x {{{listed}}}{under}"
+
+
+_TYPES = get_type_hints(Run) | {"calibration": dict, "rules": list[str | dict], "level": str}
+_TYPES |= {"policy": dict, "policies": list[dict]}
+del _TYPES["configurations"]
 
 
 def read(path: Path, *, device: str | None = None) -> list[Run]:
@@ -161,17 +170,12 @@ def describe(run: Run) -> dict:
 
 
 def _run(given: dict, where: str, device: str | None) -> Run:
-    unknown = sorted(set(given) - _KEYS)
-    if unknown:
-        raise CatsError(f"Unknown key {unknown[0]!r} in {where}: use {', '.join(sorted(_KEYS))}.")
+    plan_files.check(given, _TYPES, where)
     missing = [key for key in ("model", "record", "tasks", "rules") if key not in given]
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record, tasks and rules.")
-    try:
-        policies = [Policy(**each) for each in given.pop("policies", [given.pop("policy", {})])]
-        calibration = Calibration(**given.pop("calibration", {}))
-    except TypeError as error:
-        raise CatsError(f"{where}: {str(error).split(') ')[-1]}.") from error
+    policies = [_made(Policy, each, where) for each in given.pop("policies", [given.pop("policy", {})])]
+    calibration = _made(Calibration, given.pop("calibration", {}), where)
     names = task_names(given.pop("tasks"))
     level = given.pop("level", "rule")
     wanted = [
@@ -186,11 +190,17 @@ def _run(given: dict, where: str, device: str | None) -> Run:
     return Run(**given, tasks=names, configurations=wanted, calibration=calibration)
 
 
+def _made(kind: type, given: dict, where: str):
+    """The dataclass `kind` from plain values; CatsError for unknown ones."""
+    plan_files.check(given, get_type_hints(kind), f"the {kind.__name__.lower()} of {where}")
+    return kind(**given)
+
+
 def _configurations(rule: str | dict, policy: Policy, level: str, where: str) -> list[Configuration]:
     """A rule as a name, or as {name: [sparsities]}."""
     if isinstance(rule, str):
         return [Configuration(rule, None, policy)]
-    if not (isinstance(rule, dict) and len(rule) == 1):
+    if len(rule) != 1 or not isinstance(*rule, str):
         raise CatsError(f"A rule in {where} is a name, or a name with a list of sparsities, not {rule!r}.")
     ((name, levels),) = rule.items()
     if name != criteria.DENSE:

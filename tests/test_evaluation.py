@@ -513,14 +513,56 @@ def test_shipped_plans_are_whole(path):
         ("runs: [{model: m, record: r, tasks: [piqa]}]", "lacks rules"),
         ("runs: [{model: m, record: r, tasks: [pika], rules: [dense]}]", "Unknown task 'pika'"),
         ("runs: [{model: m, record: r, tasks: [piqa], rules: [{catz: 0.5}]}]", "Unknown rule 'catz'"),
-        ("runs: [{model: m, record: r, tasks: [piqa], rules: [dense], policy: {mask: 1}}]", "mask"),
+        (
+            "runs: [{model: m, record: r, tasks: [piqa], rules: [dense], policy: {mask: 1}}]",
+            "Unknown key .mask. in the policy",
+        ),
         ("models: []", "needs a list `runs`"),
+        ("runs: []", "needs a list `runs`"),
+        ("{defaullts: {}, runs: [{model: m}]}", "Unknown key 'defaullts' in .*: use defaults, runs"),
+        ("{defaults: 5, runs: [{model: m}]}", "defaults in .* is 5, but must be keys with values"),
+        ("runs: {model: m}", "must be a list, each of keys with values"),
+        ("runs: [smollm2]", "must be a list, each of keys with values"),
+        ("\xff", "not valid YAML"),
         ("runs: [", "not valid YAML"),
     ],
 )
 def test_a_wrong_plan_says_where(tmp_path, text, message):
     path = tmp_path / "plan.yml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(CatsError, match=message):
+        plans.read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    {
+        "tasks: 5": "tasks in plan.yml is 5, but must be a list of names",
+        "tasks: piqa": "but must be a list of names",
+        "tasks: [5]": "but must be a list of names",
+        "tasks: []": "but must be a list of names",
+        "rules: cats": "but must be a list, each a name",
+        "rules: [{5: 0.5}]": "is a name, or a name with a list",
+        "model: 5": "model in plan.yml is 5, but must be text",
+        "record: 5": "but must be text",
+        "batch_tokens: big": "but must be a whole number",
+        "batch_tokens: 0": "too small",
+        "documents: many": "but must be a whole number",
+        "documents: true": "but must be a whole number",
+        "text_tokens: -4": "text_tokens=-4 is too small",
+        "seed: abc": "but must be a whole number",
+        "chat: maybe": "but must be true or false",
+        "dtype: fp32": "Unknown dtype 'fp32': use one of float32",
+        "calibration: python-docs": "but must be keys with values",
+        "calibration: {corpsu: x}": "Unknown key 'corpsu' in the calibration of plan.yml",
+        "calibration: {tokens: many}": "tokens in the calibration of plan.yml is 'many'",
+        "calibration: {tokens: -4}": "tokens=-4 is too small",
+        "policy: {last_share: all}": "last_share in the policy of plan.yml is 'all', but must be a number",
+    }.items(),
+)
+def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
+    path = tmp_path / "plan.yml"
+    path.write_text(f"runs: [{{model: m, record: r, tasks: [piqa], rules: [dense], {value}}}]")
     with pytest.raises(CatsError, match=message):
         plans.read(path)
 

@@ -595,6 +595,29 @@ def test_the_plans_that_are_shipped_can_be_read(path):
         assert all(recipe.accumulation(1) for recipe in each.recipes)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    {
+        "methods: dense": "methods in plan.yml is 'dense', but must be a list",
+        "methods: [{5: 0.5}]": "is a name, or a name with sparsities",
+        "steps: many": "steps in plan.yml is 'many', but must be a whole number",
+        "lr: 1e-4": "lr in plan.yml is '1e-4', but must be a number",
+        "seeds: []": "but must be a list of whole numbers",
+        "seeds: [-1]": "cannot be negative",
+        "grid: [one]": "but must be a whole number or a list",
+        "save: maybe": "but must be true or false",
+        "heldout_rows: 0": "too small: use 1",
+        "thresholds: 5": "but must be text",
+        "calibration: {corpsu: x}": "Unknown key 'corpsu' in the calibration of plan.yml: use corpus, se",
+        "zero_shot: {tasks: piqa}": "tasks in the zero_shot of plan.yml is 'piqa', but must be a list",
+    }.items(),
+)
+def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
+    (tmp_path / "plan.yml").write_text(f"runs: [{{model: toy, record: toy, methods: [dense], {value}}}]")
+    with pytest.raises(CatsError, match=message):
+        plan.read(tmp_path / "plan.yml")
+
+
 def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     (here / "plan.yml").write_text(PLAN)
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 0

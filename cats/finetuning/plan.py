@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_type_hints
 
 from cats import corpora, models, paths, plan_files, sampling
 from cats.accounting import account
@@ -14,6 +15,11 @@ from cats.readers import HUB, LOCAL
 from cats.thresholds import Thresholds
 
 _RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"rule", "sparsity", "seed"}
+CALIBRATION = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}
+_INNER = {
+    "calibration": {key: type(value) for key, value in CALIBRATION.items()},
+    "zero_shot": {"tasks": list[str], "documents": int | None},
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class Comparison:
     zero_shot: dict = field(default_factory=dict)
     save: bool = False
 
+    def __post_init__(self):
+        for name in ("heldout_rows", "documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CatsError(f"{name}={value} is too small: use 1 or more.")
+
     def __str__(self) -> str:
         one = self.recipes[0]
         methods = dict.fromkeys(recipe.method for recipe in self.recipes)
@@ -59,10 +71,11 @@ def read(path: Path, *, device: str | None = None, data_dir: str | None = None) 
 def comparison(given: dict, where: str) -> Comparison:
     """A comparison from plain values: its own, `methods`, `seeds`, and those of `Recipe`."""
     own = {each.name for each in dataclasses.fields(Comparison)} - {"recipes"}
-    unknown = sorted(set(given) - own - _RECIPE - {"methods", "seeds"})
-    if unknown:
-        known = ", ".join(sorted(own | _RECIPE | {"methods", "seeds"}))
-        raise CatsError(f"Unknown key {unknown[0]!r} in {where}: use {known}.")
+    types = {**get_type_hints(Comparison), **get_type_hints(Recipe), "grid": int | tuple[int, ...]}
+    types = {key: types[key] for key in own | _RECIPE} | {"methods": list[str | dict], "seeds": list[int]}
+    plan_files.check(given, types, where)
+    for name, kinds in _INNER.items():
+        plan_files.check(given.get(name, {}), kinds, f"the {name} of {where}")
     missing = [key for key in ("model", "record", "methods") if not given.get(key)]
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record and methods.")
@@ -84,7 +97,7 @@ def shipped_thresholds(model: str, *, tokens: int) -> dict:
 
 def _levels(method: str | dict, where: str) -> list[tuple[str, float | None]]:
     """ "dense", "cats:0.5" or {"cats": [0.5, 0.7]}."""
-    if isinstance(method, dict) and len(method) == 1:
+    if isinstance(method, dict) and len(method) == 1 and isinstance(*method, str):
         ((rule, levels),) = method.items()
         return [(rule, level) for level in (levels if isinstance(levels, list) else [levels])]
     if not isinstance(method, str):
