@@ -64,11 +64,15 @@ def read(path: Path, *, device: str | None = None) -> list[Run]:
 def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
     """What a dry run finds, one line a run: estimated memory, tasks and configurations. Loads no weights.
 
-    Raises CatsError for unknown models, tasks, rules and corpora, and for missing data.
+    Raises CatsError for unknown devices, models, tasks, rules and corpora, and for missing data.
     """
     lines = []
     for run in runs:
+        memory.kind(run.device)
+        run.calibration.check()
         tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
+        for name in filter(texts.is_text, run.tasks):
+            texts.check(name)
         config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
         shape = account(config)
         for configuration in run.configurations:

@@ -612,6 +612,11 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
         (["--last-share", "0"], "outside (0, 1]"),
         (["--data-dir", "/nowhere/at/all"], "does not exist"),
         (["--plan", "/nowhere/plan.yml"], "cannot be read"),
+        (["--dtype", "nosuch"], "Unknown dtype 'nosuch'"),
+        (["--device", "nosuch", "--dry-run"], "Unknown device 'nosuch'"),
+        (["--corpus", "nosuch", "--dry-run"], "Unknown corpus 'nosuch'"),
+        (["--corpus", "python-docs+sampled:", "--dry-run"], "how many texts"),
+        (["--tasks", "text:nosuch", "--dry-run"], "Unknown corpus 'nosuch'"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments, message, capsys):

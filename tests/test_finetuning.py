@@ -3,6 +3,7 @@
 import inspect
 import json
 import random
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -618,6 +619,18 @@ def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
         plan.read(tmp_path / "plan.yml")
 
 
+def test_a_dry_run_reads_the_text_to_calibrate_on(here, capsys):
+    (here / "plan.yml").write_text(PLAN.replace("corpus: train.txt", "corpus: nosuch"))
+    assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 2
+    assert "Unknown corpus 'nosuch'" in capsys.readouterr().err
+
+
+def test_thresholds_of_a_plan_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [each] = plan.read(paths.DATA / "plans" / "finetuning" / "step.yml")
+    assert each.load_thresholds().layers == 30 and each.thresholds.startswith("data/")
+
+
 def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     (here / "plan.yml").write_text(PLAN)
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 0
@@ -736,6 +749,11 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkey
         ("--train nosuch", "Unknown corpus"),
         ("--train other.txt", "the training text itself"),
         ("--train sampled:many", "how many texts"),
+        ("--train sampled: --dry-run", "how many texts"),
+        ("--batch 3 --rows-at-once 2 --dry-run", "no multiple of 2"),
+        ("--thresholds good.json --dry-run", "thresholds are for 30 layers"),
+        ("--best accuracy --dry-run", "train on task:<name>"),
+        ("--device nosuch --dry-run", "use cpu or cuda"),
         ("--model nosuch", "Unknown model"),
         ("--device cuda:1", "use cpu or cuda"),
         ("--thresholds absent.json", "cannot be read"),
@@ -746,6 +764,7 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkey
 )
 def test_what_cannot_be_fine_tuned_is_said_in_one_sentence(here, capsys, options, message):
     (here / "odd.yml").write_text("runs: [{model: toy, record: toy, methods: [dense], stepps: 3}]\n")
+    shutil.copy(paths.THRESHOLDS / "smollm2-135m-instruct.json", here / "good.json")
     assert cats_cli.main([*COMMAND.split(), *options.split()]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert printed[-1].startswith("cats: ") and message in printed[-1]

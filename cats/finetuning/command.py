@@ -4,7 +4,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from cats.crew import join
-from cats.errors import CatsError
 from cats.finetuning import compare, plan
 
 _RECIPE = (
@@ -34,8 +33,6 @@ def main(given: Namespace) -> None:
 def _wanted(given: Namespace) -> list[plan.Comparison]:
     if given.plan:
         return plan.read(Path(given.plan), device=given.device, data_dir=given.data_dir)
-    if given.device not in ("cpu", "cuda"):
-        raise CatsError(f"{given.device} cannot be trained on here: use cpu or cuda.")
     values = {name: getattr(given, name) for name in (*_RECIPE, *_OWN)}
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
     values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}

@@ -18,7 +18,7 @@ from cats.finetuning import data, measure, table
 from cats.finetuning.plan import CALIBRATION, Comparison
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.run import finetune, save
-from cats.thresholds import Thresholds, write_atomically
+from cats.thresholds import write_atomically
 
 _RESULT = "outcome.json"
 
@@ -187,7 +187,7 @@ def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dic
 
     if recipe.rule not in fits:
         if recipe.rule == "cats" and each.thresholds:
-            fits["cats"] = criteria.Fit("cats", Thresholds.load(Path(each.thresholds)))
+            fits["cats"] = criteria.Fit("cats", each.load_thresholds())
         else:
             text = batches(given["tokens"])
             with _on(loaded, each.device):

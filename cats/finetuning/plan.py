@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from cats import corpora, models, paths, plan_files, sampling
 from cats.accounting import account
 from cats.errors import CatsError
@@ -50,6 +53,12 @@ class Comparison:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CatsError(f"{name}={value} is too small: use 1 or more.")
+
+    def load_thresholds(self) -> Thresholds:
+        """Those of `thresholds`, a path from here or from the clone; errors as `Thresholds.load`."""
+        path = Path(self.thresholds)
+        shipped = paths.ROOT / path
+        return Thresholds.load(shipped if shipped.is_file() and not path.is_file() else path)
 
     def __str__(self) -> str:
         one = self.recipes[0]
@@ -113,16 +122,34 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
     """What a dry run finds, a line a comparison. Loads no weights. Raises CatsError as `execute` would."""
     lines = []
     for each in wanted:
-        account(models.config(each.model))
-        for name in (each.train, each.heldout):
-            if not data.is_instructions(name) and not name.startswith(sampling.SAMPLED):
-                if name not in {*LOCAL, *HUB}:
-                    corpora.load(name, split="all")
-            elif data.is_instructions(name):
-                data.examples(name, "train", each.data_dir)
+        if each.device not in ("cpu", "cuda"):
+            raise CatsError(f"{each.device} cannot be trained on here: use cpu or cuda.")
+        config = models.config(each.model)
+        account(config)
+        for name in (each.train, each.heldout, each.calibration.get("corpus", corpora.DEFAULT)):
+            _check_text(name, each)
         if each.thresholds:
-            Thresholds.load(Path(each.thresholds))
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config.get_text_config())
+            each.load_thresholds().check(model, weights=False)
+        for recipe in each.recipes:
+            recipe.accumulation(1, instructions=data.is_instructions(each.train))
+            if recipe.best == "accuracy" and not data.is_instructions(each.train):
+                raise CatsError(
+                    f"best accuracy needs answers, and {each.train} has none: train on task:<name>, or keep "
+                    "the best loss."
+                )
         recipe = each.recipes[0]
         tokens = recipe.steps * recipe.batch * recipe.sequence_length
         lines.append(f"{each}; {tokens:,} tokens a run, {len(each.recipes)} runs")
     return lines
+
+
+def _check_text(name: str, each: Comparison) -> None:
+    """CatsError for an unknown text or a missing file; a corpus by name is not read for it."""
+    if data.is_instructions(name):
+        data.examples(name, "train", each.data_dir)
+    elif name == each.train and name.startswith(sampling.SAMPLED):
+        sampling.number(name)
+    elif name not in {*LOCAL, *HUB}:
+        corpora.load(name, split="all")
