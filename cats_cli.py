@@ -219,7 +219,7 @@ def _finetune(command) -> None:
     for option, kind, default, metavar, what in (
         ("steps", int, 20, "N", "optimizer steps; 0 trains nothing"),
         ("batch", count, 4, "N", "rows a step, over all processes"),
-        ("rows-at-once", count, 4, "N", "rows in one pass of one process"),
+        ("rows-at-once", count, None, "N", "rows in one pass of one process; without it, 4 at most"),
         ("sequence-length", count, 64, "N", "tokens a row"),
         ("lr", float, 1e-4, "X", "learning rate; the paper's is 1e-5"),
         ("tuning", str, "lora", "T", "lora or full"),

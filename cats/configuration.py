@@ -37,6 +37,8 @@ class Configuration:
             object.__setattr__(self, "policy", Policy())
         if self.sparsity is None:
             object.__setattr__(self, "level", "rule")
+        if adjustable and self.sparsity is None:
+            raise CatsError(f"{self.rule} needs a sparsity: in a plan `{self.rule}: 0.5`.")
         if adjustable:
             sparsities(self.sparsity, 1)
         elif self.sparsity is not None:

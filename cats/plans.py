@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
 
+import torch
 from filelock import FileLock
 
 from cats import criteria, memory, models, plan_files, results, tasks, texts
@@ -96,7 +97,8 @@ def execute(
     `records`.
 
     Results go to one folder for each run below `output`, and are not measured twice; several processes with
-    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished.
+    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished;
+    that needs no GPU.
     Returns whether all is done.
     """
     started = time.monotonic()
@@ -111,6 +113,8 @@ def execute(
             continue
         begun = time.time()
         device = crew.device if crew.size > 1 else run.device
+        if so_far and not torch.cuda.is_available():
+            device = "cpu"
         memory.check(run.model, models.config(run.model), run.dtype, device)
         loaded = models.load(run.model, dtype=run.dtype, device=device)
         suite = Suite(

@@ -3,6 +3,7 @@ mirrors."""
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -411,12 +412,13 @@ def test_what_is_finished_of_a_plan_is_recorded_on_request(folder, tmp_path, mon
     options = {"crew": Crew(0, 1, "cpu"), "data_dir": str(folder), "records": tmp_path / "records"}
     assert plans.execute(plan(["dense", {"cats": [0.5]}]), tmp_path / "runs", **options)
     (tmp_path / "runs" / "part" / "recorded").unlink()
-    more = plan(["dense", {"cats": [0.5, 0.7]}])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    more = [replace(run, device="cuda") for run in plan(["dense", {"cats": [0.5, 0.7]}])]  # needs none
     assert not plans.execute(more, tmp_path / "runs", so_far=True, **options)
     record = records.read("zero_shot", folder=tmp_path / "records", slug="part")
     assert record.path.name == "zero_shot-part-2.json"
     assert record.content["parameters"]["configurations"] == ["dense", "cats 0.5"]
-    assert plans.execute(more, tmp_path / "runs", **options)
+    assert plans.execute(plan(["dense", {"cats": [0.5, 0.7]}]), tmp_path / "runs", **options)
     assert len(records.read("zero_shot", folder=tmp_path / "records", slug="part").rows) == 3
 
 
@@ -513,6 +515,7 @@ def test_shipped_plans_are_whole(path):
         ("runs: [{model: m, record: r, tasks: [piqa]}]", "lacks rules"),
         ("runs: [{model: m, record: r, tasks: [pika], rules: [dense]}]", "Unknown task 'pika'"),
         ("runs: [{model: m, record: r, tasks: [piqa], rules: [{catz: 0.5}]}]", "Unknown rule 'catz'"),
+        ("runs: [{model: m, record: r, tasks: [piqa], rules: [cats]}]", "cats needs a sparsity"),
         (
             "runs: [{model: m, record: r, tasks: [piqa], rules: [dense], policy: {mask: 1}}]",
             "Unknown key .mask. in the policy",
@@ -623,6 +626,13 @@ def test_what_is_wrong_is_one_sentence(arguments, message, capsys):
     assert cats_cli.main(["evaluate", "--tasks", "piqa", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("cats: ") and "\n" not in error
+
+
+def test_an_output_that_cannot_be_is_said_before_the_model_loads(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--tasks", "piqa", "--data-dir", str(folder), "--output", str(tmp_path / "file")]
+    assert cats_cli.main(["evaluate", *arguments]) == 2
+    assert "file cannot be made (file exists): name another." in capsys.readouterr().err
 
 
 def test_lm_evals_own_command_line_gives_the_same_numbers(folder, tmp_path, monkeypatch, capsys):

@@ -673,6 +673,14 @@ def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     assert same.heldout_nll_nats.tolist() == rows[rows.method == "dense"].heldout_nll_nats.tolist()
 
 
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (6, 3), (8, 4)])
+def test_rows_at_once_follow_the_batch(here, monkeypatch, batch, rows):
+    found = []
+    monkeypatch.setattr(plan, "check", lambda wanted: found.extend(wanted[0].recipes) or [])
+    assert cats_cli.main([*COMMAND.split(), "--batch", str(batch), "--dry-run"]) == 0
+    assert {recipe.rows_at_once for recipe in found} == {rows}
+
+
 def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
     assert cats_cli.main([*COMMAND.split(), "--steps", "2", "--distil", "0.5", "--method", "cats:0.5"]) == 0
     printed = capsys.readouterr()
@@ -735,7 +743,9 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--method cats", "outside [0, 1)"),
+        ("--method cats", "cats needs a sparsity: cats:0.5"),
+        ("--output train.txt", "The folder train.txt cannot be made (file exists)"),
+        ("--output train.txt/runs", "cannot be made (not a directory)"),
         ("--method cats:half", "no number after its colon"),
         ("--method relufication:0.5", "takes no sparsity"),
         ("--method nosuch:0.5", "Unknown rule"),

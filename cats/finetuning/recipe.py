@@ -71,6 +71,8 @@ class Recipe:
 
     def __post_init__(self):
         if self.sparse and criteria.rule(self.rule).adjustable:
+            if self.sparsity is None:
+                raise CatsError(f"{self.rule} needs a sparsity: {self.rule}:0.5, for example.")
             sparsities(self.sparsity, 1)
         elif self.sparsity is not None:
             raise CatsError(f"{self.rule} takes no sparsity: it has one of its own.")
