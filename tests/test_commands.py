@@ -5,6 +5,7 @@ import resource
 import shlex
 import shutil
 from contextlib import contextmanager
+from importlib import metadata
 
 import pytest
 
@@ -97,6 +98,20 @@ WRONG = {
     "calibrate --output t.txt": "must end in .json",
     "calibrate --output absent/t.json": "does not exist",
     "calibrate": "--output",
+    "calibrate --output t.json --tokns 5": "--tokns 5 (`cats calibrate --help` shows how)",
+    "evaluate --tokens 0": "at least 1",
+    "evaluate --tokens many": "no whole number",
+    "evaluate --batch-tokens -4": "at least 1",
+    "evaluate --documents -4": "at least 1",
+    "evaluate --minutes -1": "no number of at least 0",
+    "evaluate --minutes nan": "no number of at least 0",
+    "evaluate --seed -1": "no whole number of at least 0",
+    "evaluate --plan p.yml": "The plan p.yml cannot be read",
+    "evaluate --plan p.yml --sparsity=0.7": "--sparsity is nothing beside --plan",
+    "evaluate --plan p.yml --tasks piqa": "--tasks is nothing beside --plan",
+    "finetune --plan p.yml": "The plan p.yml cannot be read",
+    "finetune --lr 1 --plan=p.yml": "--lr is nothing beside --plan",
+    "finetune --minutes -1": "at least 0",
     "reproduce nosuch": "no chapter",
     "reproduce --profile nosuch": "no profile",
     "reproduce --profile absent.yml": "no profile",
@@ -214,6 +229,10 @@ def test_a_full_disk_leaves_nothing_half_written(here, capsys):
     assert len(err.strip().splitlines()) == 1
     assert "t.json" in err or "t.checkpoint" in err
     assert sorted(here.iterdir()) == before
+
+
+def test_the_version_is_the_distributions(capsys):
+    assert run(capsys, "--version") == (0, f"cats {metadata.version('cats-companion')}\n", "")
 
 
 def test_help_names_every_command(capsys):

