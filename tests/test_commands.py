@@ -30,6 +30,7 @@ def here(tmp_path, monkeypatch, thresholds_file):
         "broken.jsonl": '{"text": "whole"}\n{"text": \n',
         "other.jsonl": '{"body": "text under another name"}\n',
         "list.yml": "- a\n",
+        "odd.yml": "zzz: 1\n",
         "broken.yml": "a: [\n",
     }
     for name, text in texts.items():
@@ -93,6 +94,8 @@ WRONG = {
     "calibrate --output t.json --split nosplit": "no split",
     "calibrate --output t.json --bos perhaps": "BOS policy",
     "calibrate --output t.json --tokens 0": "at least 1",
+    "calibrate --output t.json --sequence-length 100000000": "is outside 2 … 8192",
+    "perplexity --sequence-length 1": "--sequence-length 1 is outside 2",
     "calibrate --output t.json --tokens 99999999": "fewer than",
     "calibrate --output t.json --batch-size 0": "at least 1",
     "calibrate --output t.txt": "must end in .json",
@@ -117,7 +120,8 @@ WRONG = {
     "reproduce --profile absent.yml": "no profile",
     "reproduce --profile list.yml": "must map",
     "reproduce --profile broken.yml": "not valid YAML",
-    "reproduce -p nosuch=1": "Unknown parameter 'nosuch'",
+    "reproduce -p nosuch=1": "Unknown parameter 'nosuch' in -p: the nearest of",
+    "reproduce 3 --profile odd.yml": "Unknown parameter 'zzz' in the profile odd.yml: the nearest of",
     "reproduce -p sed=1": "did you mean seed",
     "reproduce -p seed": "name=value",
     "reproduce -p seed=many": "The parameter seed",
