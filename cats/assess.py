@@ -64,7 +64,7 @@ def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
         show(results.table(results.load(found)))
         left = len(run.tasks) * len(run.configurations) - len(found)
         print(
-            f"{len(found)} results in {output}, {time.time() - started:.0f} s"
+            f"{len(found)} result{'s' * (len(found) != 1)} in {output}, {time.time() - started:.0f} s"
             + (f"; {left} left" if left else "")
         )
 

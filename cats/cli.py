@@ -72,7 +72,8 @@ def perplexity(given: Namespace) -> None:
 
     dense = score()
     total = evaluation.perplexity(dense)
-    print(f"{total['documents']} documents, {total['tokens']:,} tokens scored")
+    count = total["documents"]
+    print(f"{count} document{'s' * (count > 1)}, {total['tokens']:,} tokens scored")
     rows = [("0 (dense)", "-", f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", "-")]
     for sparsity in given.sparsity:
         sparsify(loaded.model, thresholds, sparsity)
@@ -106,7 +107,10 @@ def generate(given: Namespace) -> None:
     seconds = time.perf_counter() - started
     new = len(ids) - inputs.input_ids.shape[1]
     print(loaded.tokenizer.decode(ids, skip_special_tokens=True))
-    print(f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} a second, prompt included", file=sys.stderr)
+    print(
+        f"{new} token{'s' * (new != 1)} in {seconds:.1f} s, {new / seconds:.1f} a second, prompt included",
+        file=sys.stderr,
+    )
 
 
 def evaluate(given: Namespace) -> None:

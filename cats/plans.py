@@ -48,7 +48,8 @@ class Run:
         listed = ", ".join(dict.fromkeys(map(str, self.configurations)))
         policies = len({each.policy for each in self.configurations})
         under = f" under {policies} policies" if policies > 1 else ""
-        return f"{self.record}: {self.model} in {self.dtype}, {len(self.tasks)} tasks x {{{listed}}}{under}"
+        tasks = f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}"
+        return f"{self.record}: {self.model} in {self.dtype}, {tasks} x {{{listed}}}{under}"
 
 
 _TYPES = get_type_hints(Run) | {"calibration": dict, "rules": list[str | dict], "level": str}

@@ -591,7 +591,7 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
         str(tmp_path / "runs"),
     ]
     assert cats_cli.main([*arguments, "--dry-run"]) == 0
-    assert "one: toy in float32, 1 tasks x {dense, cats 0.5}; about 0.0 GB" in capsys.readouterr().out
+    assert "one: toy in float32, 1 task x {dense, cats 0.5}; about 0.0 GB" in capsys.readouterr().out
     assert cats_cli.main([*arguments, "--minutes", "0"]) == 0
     assert "Something is left" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

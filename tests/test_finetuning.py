@@ -635,7 +635,7 @@ def test_thresholds_of_a_plan_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     (here / "plan.yml").write_text(PLAN)
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 0
-    assert "{dense, cats 0.5, cats 0.7, relufication} x 1 seeds" in capsys.readouterr().out
+    assert "{dense, cats 0.5, cats 0.7, relufication} x 1 seed, 3 steps of" in capsys.readouterr().out
     assert not (here / "runs").exists()
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--minutes", "0"]) == 0
     assert "Time is up" in capsys.readouterr().out and not list(here.glob("runs/*.json"))

@@ -65,7 +65,8 @@ class Comparison:
         methods = dict.fromkeys(recipe.method for recipe in self.recipes)
         seeds = {recipe.seed for recipe in self.recipes}
         return (
-            f"{self.record}: {self.model}, {{{', '.join(methods)}}} x {len(seeds)} seeds, {one.steps} steps "
+            f"{self.record}: {self.model}, {{{', '.join(methods)}}} x {len(seeds)} "
+            f"seed{'s' * (len(seeds) > 1)}, {one.steps} step{'s' * (one.steps != 1)} "
             f"of {one.batch} rows x {one.sequence_length} tokens of {self.train}, held out {self.heldout}"
         )
 
@@ -141,7 +142,9 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
                 )
         recipe = each.recipes[0]
         tokens = recipe.steps * recipe.batch * recipe.sequence_length
-        lines.append(f"{each}; {tokens:,} tokens a run, {len(each.recipes)} runs")
+        lines.append(
+            f"{each}; {tokens:,} tokens a run, {len(each.recipes)} run{'s' * (len(each.recipes) > 1)}"
+        )
     return lines
 
 
