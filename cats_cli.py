@@ -2,7 +2,11 @@
 
 import argparse
 import sys
+from functools import partial
 
+WITH_PLAN = {
+    *("--plan", "--device", "--data-dir", "--output", "--records", "--minutes", "--so-far", "--dry-run"),
+}
 RESUME = {
     "calibrate": "the same command goes on from the last checkpoint",
     "reproduce": "the same command keeps the chapters that are done",
@@ -16,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["lm_eval"]:  # argparse would take lm-eval's options for its own
         argv = [argv[0], "--", *argv[1:]]
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         from cats import cli
         from cats.errors import CatsError
@@ -42,6 +46,19 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """The arguments; one that no command has, or that a plan says itself, is an error."""
+    top = parser()
+    arguments, unknown = top.parse_known_args(argv)
+    top.prog = f"cats {arguments.command}"
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for typed in (each.partition("=")[0] for each in argv if getattr(arguments, "plan", None)):
+        if typed.startswith("--") and not any(option.startswith(typed) for option in WITH_PLAN):
+            top.error(f"{typed} is nothing beside --plan, whose file says it: leave one of the two out")
+    return arguments
+
+
 def _interrupted(arguments: argparse.Namespace) -> int:
     print(f"cats: interrupted; {RESUME.get(arguments.command, 'nothing was changed')}.", file=sys.stderr)
     return 130
@@ -54,22 +71,38 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"cats: {message} (`{self.prog} --help` shows how).\n")
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1, as an option's value."""
+class Version(argparse.Action):
+    """Looks the version up when it is asked for: that takes longer than all else here."""
+
+    def __call__(self, parser, *_):
+        from importlib import metadata
+
+        try:
+            print("cats", metadata.version("cats-companion"))
+        except metadata.PackageNotFoundError:
+            parser.error("this clone is not installed: pip install -e . gives it a version")
+        parser.exit()
+
+
+def count(text: str, kind: type = int, least: int = 1) -> float:
+    """A number of at least `least`, as an option's value."""
     try:
-        number = int(text.replace("_", ""))
+        number = kind(text.replace("_", ""))
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+        number = least - 1
+    if not number >= least:  # as nan is not
+        raise argparse.ArgumentTypeError(f"{text} is no {'whole ' * (kind is int)}number of at least {least}")
     return number
+
+
+minutes = partial(count, kind=float, least=0)
 
 
 def parser() -> Parser:
     """The whole command line."""
-    top = Parser(
-        prog="cats", description="CATS: contextually-aware thresholding for sparsity in language models."
-    )
+    about = "CATS: contextually-aware thresholding for sparsity in language models."
+    top = Parser(prog="cats", description=about)
+    top.add_argument("--version", action=Version, nargs=0, help="show the version and end")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
@@ -108,9 +141,7 @@ def parser() -> Parser:
     _text(sub, split="test", tokens=None)
     _thresholds(sub)
     _sparsity(sub, default=[0.5], several=True)
-    sub.add_argument(
-        "--documents", type=count, default=None, metavar="N", help="take N documents (default: all)"
-    )
+    sub.add_argument("--documents", type=count, metavar="N", help="take N documents (default: all)")
 
     sub = command(
         "generate",
@@ -131,8 +162,10 @@ def parser() -> Parser:
         "cats reproduce --profile gpu\n  cats reproduce 03_perplexity -p seed=1 --output runs/",
     )
     sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="by name or number (default: all)")
-    sub.add_argument(
-        "--profile", default="cpu", metavar="NAME", help="of book/params, or a .yml (default: cpu)"
+    _options(
+        sub,
+        ("profile", str, "cpu", "NAME", "of book/params, or a .yml"),
+        ("jobs", count, 2, "N", "chapters at a time"),
     )
     sub.add_argument(
         "-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="over the profile"
@@ -143,7 +176,6 @@ def parser() -> Parser:
     )
     where.add_argument("--in-place", action="store_true", help="replace the committed notebooks")
     sub.add_argument("--force", action="store_true", help="run again what is up to date")
-    sub.add_argument("--jobs", type=count, default=2, metavar="N", help="chapters at a time (default: 2)")
     return top
 
 
@@ -163,40 +195,29 @@ def _evaluate(command) -> None:
         "--rule", nargs="+", metavar="R", default=["cats"], help="of cats.criteria (default: cats)"
     )
     _sparsity(sub, default=[0.5], several=True)
-    sub.add_argument(
-        "--level", default="rule", metavar="L", help="what --sparsity is of: rule or model (default: rule)"
+    _options(
+        sub,
+        ("level", str, "rule", "L", "what --sparsity is of: rule or model"),
+        ("prefill", str, "masked", "P", "masked or dense prompts"),
+        ("first-token", str, "masked", "P", "masked or dense"),
+        ("last-share", float, 1.0, "X", "mask only this last share of a prompt"),
+        ("corpus", str, "python-docs", "NAME", "to calibrate on"),
+        ("tokens", count, 60_000, "N", "to calibrate on"),
+        ("output", str, "runs", "DIR", "result files, one a task"),
     )
     sub.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="local mirrors of the tasks (default: $CATS_EVAL_DATA, then the hub)",
+        "--data-dir", metavar="DIR", help="mirrors of the tasks (default: $CATS_EVAL_DATA, then the hub)"
     )
-    sub.add_argument("--documents", type=int, metavar="N", help="a seeded draw of N a task (default: all)")
+    sub.add_argument("--documents", type=count, metavar="N", help="a seeded draw of N a task (default: all)")
     sub.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
     sub.add_argument(
-        "--prefill", default="masked", metavar="P", help="masked or dense prompts (default: masked)"
-    )
-    sub.add_argument("--first-token", default="masked", metavar="P", help="masked or dense (default: masked)")
-    sub.add_argument(
-        "--last-share", type=float, default=1.0, metavar="X", help="mask only this last share of a prompt"
-    )
-    sub.add_argument(
-        "--corpus", default="python-docs", metavar="NAME", help="to calibrate on (default: python-docs)"
-    )
-    sub.add_argument(
-        "--tokens", type=int, default=60_000, metavar="N", help="to calibrate on (default: 60000)"
-    )
-    sub.add_argument(
-        "--batch-tokens", type=int, metavar="N", help="tokens a batch (default: found automatically)"
+        "--batch-tokens", type=count, metavar="N", help="tokens a batch (default: found automatically)"
     )
     sub.add_argument("--plan", metavar="FILE", help="run a plan instead (.yml); start it twice to share it")
     sub.add_argument(
-        "--output", metavar="DIR", default="runs", help="result files, one a task (default: runs)"
-    )
-    sub.add_argument(
         "--records", metavar="DIR", help="of a plan: where its records go (default: the output folder)"
     )
-    sub.add_argument("--minutes", type=float, metavar="N", help="begin no task after so long")
+    sub.add_argument("--minutes", type=minutes, metavar="N", help="begin no task after so long")
     sub.add_argument("--so-far", action="store_true", help="of a plan: only record what is finished")
     sub.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
     sub = command(
@@ -216,10 +237,11 @@ def _finetune(command) -> None:
         "  accelerate launch --num_processes 2 -m cats_cli finetune --device cuda --plan PLAN.yml",
     )
     _model(sub)
-    for option, kind, default, metavar, what in (
+    _options(
+        sub,
         ("steps", int, 20, "N", "optimizer steps; 0 trains nothing"),
         ("batch", count, 4, "N", "rows a step, over all processes"),
-        ("rows-at-once", count, 4, "N", "rows in one pass of one process"),
+        ("rows-at-once", count, None, "N", "rows in one pass of one process; without it, 4 at most"),
         ("sequence-length", count, 64, "N", "tokens a row"),
         ("lr", float, 1e-4, "X", "learning rate; the paper's is 1e-5"),
         ("tuning", str, "lora", "T", "lora or full"),
@@ -231,9 +253,7 @@ def _finetune(command) -> None:
         ("recalibrate", int, 0, "N", "tokens to estimate thresholds on once more at the end"),
         ("best", str, "", "B", "loss or accuracy: keep the best checkpoint, not the last"),
         ("output", str, "runs", "DIR", "one folder a run, and the record"),
-    ):
-        shown = f"{what} (default: {default or 'none'})"
-        sub.add_argument(f"--{option}", type=kind, default=default, metavar=metavar, help=shown)
+    )
     sub.add_argument("--method", nargs="+", default=["dense", "cats:0.5"], metavar="M", help="rule:sparsity")
     sub.add_argument("--grid", nargs="+", type=int, default=[], metavar="N", help="steps to measure at")
     sub.add_argument("--learn-thresholds", action="store_true", help="by a straight-through estimator")
@@ -244,46 +264,41 @@ def _finetune(command) -> None:
     for option, what in (("plan", "run a plan instead (.yml)"), ("data-dir", "local mirrors of the tasks")):
         sub.add_argument(f"--{option}", metavar="PATH", help=what)
     sub.add_argument("--records", metavar="DIR", help="where records go (default: the output folder)")
-    sub.add_argument("--minutes", type=float, metavar="N", help="stop after so long; the next call goes on")
+    sub.add_argument("--minutes", type=minutes, metavar="N", help="stop after so long; the next call goes on")
     sub.add_argument("--dry-run", action="store_true", help="check everything and say what would run")
 
 
+def _options(sub: argparse.ArgumentParser, *rows: tuple) -> None:
+    for option, kind, default, metavar, what in rows:
+        shown = f"{what} (default: {default or 'none'})"
+        sub.add_argument(f"--{option}", type=kind, default=default, metavar=metavar, help=shown)
+
+
 def _model(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--model",
-        default="smollm2-135m-instruct",
-        metavar="NAME",
-        help="embedded name, hub id, folder or random:<geometry> (default: smollm2-135m-instruct)",
+    _options(
+        sub,
+        ("model", str, "smollm2-135m-instruct", "NAME", "embedded name, hub id, folder or random:<geometry>"),
+        ("dtype", str, "float32", "T", "float32, bfloat16, float16"),
     )
     sub.add_argument("--device", metavar="D", help="cpu or cuda (default: cpu, or what a plan says)")
-    sub.add_argument(
-        "--dtype", default="float32", metavar="T", help="float32, bfloat16, float16 (default: float32)"
-    )
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of random choices (default: 0)")
+    natural = partial(count, least=0)
+    sub.add_argument("--seed", type=natural, default=0, metavar="N", help="of random choices (default: 0)")
 
 
 def _text(sub: argparse.ArgumentParser, *, split: str, tokens: int | None) -> None:
-    sub.add_argument(
-        "--corpus",
-        default="python-docs",
-        metavar="NAME",
-        help="python-docs (the default), package-docs, shakespeare, refinedweb, c4, wikitext2, a path",
+    known = "python-docs, package-docs, shakespeare, refinedweb, c4, wikitext2, a path"
+    _options(
+        sub,
+        ("corpus", str, "python-docs", "NAME", known),
+        ("split", str, split, "S", "of the corpus"),
+        ("bos", str, "auto", "POLICY", "auto, always or never"),
+        ("sequence-length", count, 512, "N", "tokens a row"),
+        *([("tokens", count, tokens, "N", "to take")] if tokens else []),
     )
-    sub.add_argument("--split", default=split, metavar="S", help=f"of the corpus (default: {split})")
-    sub.add_argument("--bos", default="auto", metavar="POLICY", help="auto, always or never (default: auto)")
-    sub.add_argument(
-        "--sequence-length", type=count, default=512, metavar="N", help="tokens a row (default: 512)"
-    )
-    if tokens:
-        sub.add_argument(
-            "--tokens", type=count, default=tokens, metavar="N", help=f"to take (default: {tokens})"
-        )
 
 
 def _thresholds(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--thresholds", metavar="FILE", help="from `cats calibrate` (default: the one shipped for the model)"
-    )
+    sub.add_argument("--thresholds", metavar="FILE", help="from `cats calibrate` (default: the one shipped)")
 
 
 def _sparsity(sub: argparse.ArgumentParser, *, default, several: bool) -> None:

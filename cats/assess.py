@@ -4,7 +4,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from cats import memory, models, plans, results
+from cats import memory, models, paths, plans, results
 from cats.configuration import Calibration, configurations
 from cats.crew import Crew, join
 from cats.errors import CatsError
@@ -21,9 +21,9 @@ def main(given: Namespace) -> None:
         print("\n".join(checked))
         return
     crew = join(runs[0].device if runs else "cpu")
-    output = Path(given.output)
+    output = paths.made(Path(given.output))
     if given.plan:
-        folder = Path(given.records) if given.records else output
+        folder = paths.made(Path(given.records)) if given.records else output
         done = plans.execute(
             runs,
             output,
@@ -64,7 +64,7 @@ def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
         show(results.table(results.load(found)))
         left = len(run.tasks) * len(run.configurations) - len(found)
         print(
-            f"{len(found)} results in {output}, {time.time() - started:.0f} s"
+            f"{len(found)} result{'s' * (len(found) != 1)} in {output}, {time.time() - started:.0f} s"
             + (f"; {left} left" if left else "")
         )
 

@@ -16,6 +16,7 @@ from cats.errors import CatsError
 
 PARAMETERS = "parameters"
 INJECTED = "injected-parameters"  # papermill's tag for the cell that overrides the parameters cell
+_LISTED = 20  # more names than these are no sentence
 KEPT_CELL_METADATA = {"tags", "mystnb", "jupyter", "editable"}
 
 
@@ -40,7 +41,7 @@ def select(wanted: Iterable[str]) -> list[str]:
     chosen = set()
     for want in wanted:
         stem = Path(want).name.removesuffix(".ipynb")
-        matches = [name for name in known if name == stem or name.split("_")[0] == stem]
+        matches = [name for name in known if name == stem or name.split("_")[0] == stem.zfill(2)]
         if not matches:
             raise CatsError(f"There is no chapter {want!r}{_suggest(stem, known)}.")
         chosen.update(matches)
@@ -180,5 +181,8 @@ def _hash(content: list) -> str:
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if not close and len(known) > _LISTED:
+        [nearest] = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
+        return f": the nearest of {len(known)} is {nearest}"
     return f" (did you mean {close[0]}?)" if close else f": use one of {', '.join(known)}"

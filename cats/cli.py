@@ -25,7 +25,7 @@ def calibrate(given: Namespace) -> None:
         raise CatsError(f"The thresholds file {output} must end in .json.")
     if not output.absolute().parent.is_dir():
         raise CatsError(f"The folder {output.parent} does not exist: make it first.")
-    models.config(given.model)  # an unknown name, and a wrong corpus, are said before the weights are read
+    _check_length(given)  # an unknown name, and a wrong corpus, are said before the weights are read
     corpus = corpora.load(given.corpus, split=given.split)
     loaded = _load(given)
     batches = corpora.batches(
@@ -59,6 +59,7 @@ def perplexity(given: Namespace) -> None:
     """Print perplexity of the dense and the sparse model on the same documents, paired."""
     sparsities(given.sparsity, len(given.sparsity))
     thresholds = _thresholds(given)
+    _check_length(given)
     corpus = corpora.load(given.corpus, split=given.split, documents=given.documents, seed=given.seed)
     print(corpus)
     loaded = _load(given)
@@ -71,7 +72,8 @@ def perplexity(given: Namespace) -> None:
 
     dense = score()
     total = evaluation.perplexity(dense)
-    print(f"{total['documents']} documents, {total['tokens']:,} tokens scored")
+    count = total["documents"]
+    print(f"{count} document{'s' * (count > 1)}, {total['tokens']:,} tokens scored")
     rows = [("0 (dense)", "-", f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", "-")]
     for sparsity in given.sparsity:
         sparsify(loaded.model, thresholds, sparsity)
@@ -105,7 +107,10 @@ def generate(given: Namespace) -> None:
     seconds = time.perf_counter() - started
     new = len(ids) - inputs.input_ids.shape[1]
     print(loaded.tokenizer.decode(ids, skip_special_tokens=True))
-    print(f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} a second, prompt included", file=sys.stderr)
+    print(
+        f"{new} token{'s' * (new != 1)} in {seconds:.1f} s, {new / seconds:.1f} a second, prompt included",
+        file=sys.stderr,
+    )
 
 
 def evaluate(given: Namespace) -> None:
@@ -151,6 +156,14 @@ def reproduce(given: Namespace) -> None:
     if executed:
         total = time.perf_counter() - started
         print(f"{'all':<28} {total:6.1f} s  {max(run.peak_gb for run in executed):5.2f} GB at most")
+
+
+def _check_length(given: Namespace) -> None:
+    limit = getattr(models.config(given.model).get_text_config(), "max_position_embeddings", None)
+    if given.sequence_length < 2 or (limit and given.sequence_length > limit):
+        raise CatsError(
+            f"--sequence-length {given.sequence_length} is outside 2 … {limit}, what {given.model} can read."
+        )
 
 
 def _load(given: Namespace) -> models.LoadedModel:

@@ -10,6 +10,7 @@ from cats import corpora, criteria, sampling
 from cats.accounting import Accounting
 from cats.errors import CatsError
 from cats.masking import Policy
+from cats.readers import HUB, LOCAL
 from cats.thresholds import sparsities
 
 LEVELS = ("rule", "model")
@@ -36,6 +37,8 @@ class Configuration:
             object.__setattr__(self, "policy", Policy())
         if self.sparsity is None:
             object.__setattr__(self, "level", "rule")
+        if adjustable and self.sparsity is None:
+            raise CatsError(f"{self.rule} needs a sparsity: in a plan `{self.rule}: 0.5`.")
         if adjustable:
             sparsities(self.sparsity, 1)
         elif self.sparsity is not None:
@@ -75,6 +78,10 @@ class Calibration:
     def __post_init__(self):
         if self.padding not in PADDING:
             raise CatsError(f"padding={self.padding!r} is unknown: use one of {', '.join(PADDING)}.")
+        for name in ("tokens", "sequence_length", "rows", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CatsError(f"{name}={value} is too small to calibrate on: use 1 or more.")
 
     def describe(self) -> dict:
         """The fields, later ones where they are set: what is measured keeps its name when fields are
@@ -83,6 +90,18 @@ class Calibration:
         later = {"rows": None, "padding": "excluded", "batch_size": None}
         return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
+    def check(self) -> None:
+        """Raises CatsError for an unknown corpus or a missing file; a corpus by name is not read for it."""
+        for name in self._names():
+            if name.startswith(sampling.SAMPLED):
+                sampling.number(name)
+            elif name not in {*LOCAL, *HUB}:
+                corpora.load(name, split=self.split)
+
+    def _names(self) -> list[str]:
+        is_file = Path(self.corpus).expanduser().is_file()  # whose path may have a "+" in it
+        return [self.corpus] if is_file else self.corpus.split("+")
+
     def batches(
         self, tokenizer, device: str, sample: Callable[[int, int], Path] | None = None
     ) -> corpora.Batches:
@@ -90,8 +109,7 @@ class Calibration:
 
         `sample` writes so many texts of so many tokens by the model itself and returns their file.
         """
-        is_file = Path(self.corpus).expanduser().is_file()  # whose path may have a "+" in it
-        names = [self.corpus] if is_file else self.corpus.split("+")
+        names = self._names()
         parts = []
         for name in names:
             if name.startswith(sampling.SAMPLED):

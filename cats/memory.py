@@ -44,14 +44,21 @@ def estimate(config: PretrainedConfig, dtype: str, *, tokens: int = 2048) -> Est
     return Estimate(_parameters(model) * size / 1e9, working)
 
 
+def kind(device: str) -> str:
+    """What a device is, "cpu" or "cuda" mostly; CatsError for an unknown one."""
+    try:
+        return torch.device("cpu" if device == "auto" else device).type
+    except RuntimeError as error:
+        raise CatsError(f"Unknown device {device!r}: use cpu, cuda, cuda:0 or auto.") from error
+
+
 def available(device: str) -> float:
     """Free memory in GB: of one GPU, of all of them for "auto", or what the machine has without one."""
     if device == "auto" and torch.cuda.is_available():
         return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())) / 1e9
-    kind = torch.device("cpu" if device == "auto" else device).type
-    if kind == "meta":
+    if kind(device) == "meta":
         return float("inf")
-    if kind == "cuda":
+    if kind(device) == "cuda":
         if not torch.cuda.is_available():
             raise CatsError(f"{device} was asked for and PyTorch finds no GPU here: use --device cpu.")
         return torch.cuda.mem_get_info(device)[0] / 1e9

@@ -17,6 +17,16 @@ KERNELS = ROOT / "kernels" / "cats_kernels" if _IN_CLONE else ROOT / "cats_kerne
 CACHE = Path(os.environ.get("CATS_CACHE") or "~/.cache/cats-companion").expanduser().absolute()
 
 
+def made(folder: Path) -> Path:
+    """`folder`, made if it is not there; CatsError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CatsError(f"The folder {folder} cannot be made ({reason}): name another.") from error
+    return folder
+
+
 def in_clone(path: Path) -> Path:
     """`path`, one of the above; CatsError where the library is installed without the repository around it."""
     if not _IN_CLONE:

@@ -1,10 +1,26 @@
 """The form that every plan has: a YAML file with a list of runs, and defaults for all of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin
 
 import yaml
 
 from cats.errors import CatsError
+
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "keys with values",
+    list[str]: "a list of names",
+    list[int]: "a list of whole numbers",
+    tuple[int, ...]: "a list of whole numbers",
+    list[dict]: "a list, each of keys with values",
+    list[str | dict]: "a list, each a name or a name with its numbers",
+}
 
 
 def runs(path: Path, wanted: str) -> list[dict]:
@@ -18,8 +34,36 @@ def runs(path: Path, wanted: str) -> list[dict]:
         raise CatsError(
             f"The plan {path} cannot be read: {(error.strerror or str(error)).lower()}."
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CatsError(f"The plan {path} is not valid YAML ({str(error).splitlines()[0]}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+    if not isinstance(content, dict) or not content.get("runs"):
         raise CatsError(f"The plan {path} needs a list `runs`, each with {wanted}.")
-    return [{**content.get("defaults", {}), **run} for run in content["runs"]]
+    check(content, {"defaults": dict | None, "runs": list[dict]}, str(path))
+    return [{**(content.get("defaults") or {}), **run} for run in content["runs"]]
+
+
+def check(values: Mapping, types: Mapping, where: str) -> None:
+    """Raises CatsError for the first of `values` that is none of `types`, by name, or not of its type.
+
+    `types`: those of the fields of a dataclass, as `typing.get_type_hints` has them.
+    """
+    for key, value in values.items():
+        if key not in types:
+            raise CatsError(f"Unknown key {key!r} in {where}: use {', '.join(sorted(types))}.")
+        wanted = types[key]
+        if not _is(value, wanted):
+            kinds = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+            words = " or ".join(_WORDS[kind] for kind in kinds if kind is not NoneType)
+            raise CatsError(f"{key} in {where} is {value!r}, but must be {words}.")
+
+
+def _is(value, kind) -> bool:
+    """Whether a value read from YAML is of a type; a list must hold something, but for a tuple's."""
+    if isinstance(kind, UnionType):
+        return any(_is(value, each) for each in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float)
+    if get_origin(kind) in (list, tuple):
+        whole = isinstance(value, (list, tuple)) and all(_is(each, get_args(kind)[0]) for each in value)
+        return whole and (len(value) > 0 or get_origin(kind) is tuple)
+    return type(value) is kind  # True is no int

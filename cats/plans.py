@@ -4,7 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_type_hints
 
+import torch
 from filelock import FileLock
 
 from cats import criteria, memory, models, plan_files, results, tasks, texts
@@ -14,11 +16,6 @@ from cats.crew import Crew
 from cats.errors import CatsError
 from cats.masking import Policy
 from cats.suite import Suite
-
-_KEYS = {
-    *("model", "record", "dtype", "tasks", "rules", "policy", "calibration"),
-    *("documents", "seed", "chat", "batch_tokens", "text_tokens", "device", "geometry", "level", "policies"),
-}
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,25 @@ class Run:
     text_tokens: int | None = None  # of each document of a text; None: all of them
     geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
 
+    def __post_init__(self):
+        if self.dtype not in models.DTYPES:
+            raise CatsError(f"Unknown dtype {self.dtype!r}: use one of {', '.join(models.DTYPES)}.")
+        for name, least in {"documents": 1, "batch_tokens": 1, "text_tokens": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise CatsError(f"{name}={value} is too small: use {least} or more.")
+
     def __str__(self) -> str:
         listed = ", ".join(dict.fromkeys(map(str, self.configurations)))
         policies = len({each.policy for each in self.configurations})
         under = f" under {policies} policies" if policies > 1 else ""
-        return f"{self.record}: {self.model} in {self.dtype}, {len(self.tasks)} tasks x {{{listed}}}{under}"
+        tasks = f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}"
+        return f"{self.record}: {self.model} in {self.dtype}, {tasks} x {{{listed}}}{under}"
+
+
+_TYPES = get_type_hints(Run) | {"calibration": dict, "rules": list[str | dict], "level": str}
+_TYPES |= {"policy": dict, "policies": list[dict]}
+del _TYPES["configurations"]
 
 
 def read(path: Path, *, device: str | None = None) -> list[Run]:
@@ -55,11 +66,15 @@ def read(path: Path, *, device: str | None = None) -> list[Run]:
 def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
     """What a dry run finds, one line a run: estimated memory, tasks and configurations. Loads no weights.
 
-    Raises CatsError for unknown models, tasks, rules and corpora, and for missing data.
+    Raises CatsError for unknown devices, models, tasks, rules and corpora, and for missing data.
     """
     lines = []
     for run in runs:
+        memory.kind(run.device)
+        run.calibration.check()
         tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
+        for name in filter(texts.is_text, run.tasks):
+            texts.check(name)
         config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
         shape = account(config)
         for configuration in run.configurations:
@@ -83,7 +98,8 @@ def execute(
     `records`.
 
     Results go to one folder for each run below `output`, and are not measured twice; several processes with
-    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished.
+    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished;
+    that needs no GPU.
     Returns whether all is done.
     """
     started = time.monotonic()
@@ -98,6 +114,8 @@ def execute(
             continue
         begun = time.time()
         device = crew.device if crew.size > 1 else run.device
+        if so_far and not torch.cuda.is_available():
+            device = "cpu"
         memory.check(run.model, models.config(run.model), run.dtype, device)
         loaded = models.load(run.model, dtype=run.dtype, device=device)
         suite = Suite(
@@ -161,17 +179,12 @@ def describe(run: Run) -> dict:
 
 
 def _run(given: dict, where: str, device: str | None) -> Run:
-    unknown = sorted(set(given) - _KEYS)
-    if unknown:
-        raise CatsError(f"Unknown key {unknown[0]!r} in {where}: use {', '.join(sorted(_KEYS))}.")
+    plan_files.check(given, _TYPES, where)
     missing = [key for key in ("model", "record", "tasks", "rules") if key not in given]
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record, tasks and rules.")
-    try:
-        policies = [Policy(**each) for each in given.pop("policies", [given.pop("policy", {})])]
-        calibration = Calibration(**given.pop("calibration", {}))
-    except TypeError as error:
-        raise CatsError(f"{where}: {str(error).split(') ')[-1]}.") from error
+    policies = [_made(Policy, each, where) for each in given.pop("policies", [given.pop("policy", {})])]
+    calibration = _made(Calibration, given.pop("calibration", {}), where)
     names = task_names(given.pop("tasks"))
     level = given.pop("level", "rule")
     wanted = [
@@ -186,11 +199,17 @@ def _run(given: dict, where: str, device: str | None) -> Run:
     return Run(**given, tasks=names, configurations=wanted, calibration=calibration)
 
 
+def _made(kind: type, given: dict, where: str):
+    """The dataclass `kind` from plain values; CatsError for unknown ones."""
+    plan_files.check(given, get_type_hints(kind), f"the {kind.__name__.lower()} of {where}")
+    return kind(**given)
+
+
 def _configurations(rule: str | dict, policy: Policy, level: str, where: str) -> list[Configuration]:
     """A rule as a name, or as {name: [sparsities]}."""
     if isinstance(rule, str):
         return [Configuration(rule, None, policy)]
-    if not (isinstance(rule, dict) and len(rule) == 1):
+    if len(rule) != 1 or not isinstance(*rule, str):
         raise CatsError(f"A rule in {where} is a name, or a name with a list of sparsities, not {rule!r}.")
     ((name, levels),) = rule.items()
     if name != criteria.DENSE:

@@ -5,6 +5,7 @@ import resource
 import shlex
 import shutil
 from contextlib import contextmanager
+from importlib import metadata
 
 import pytest
 
@@ -29,6 +30,7 @@ def here(tmp_path, monkeypatch, thresholds_file):
         "broken.jsonl": '{"text": "whole"}\n{"text": \n',
         "other.jsonl": '{"body": "text under another name"}\n',
         "list.yml": "- a\n",
+        "odd.yml": "zzz: 1\n",
         "broken.yml": "a: [\n",
     }
     for name, text in texts.items():
@@ -92,17 +94,34 @@ WRONG = {
     "calibrate --output t.json --split nosplit": "no split",
     "calibrate --output t.json --bos perhaps": "BOS policy",
     "calibrate --output t.json --tokens 0": "at least 1",
+    "calibrate --output t.json --sequence-length 100000000": "is outside 2 … 8192",
+    "perplexity --sequence-length 1": "--sequence-length 1 is outside 2",
     "calibrate --output t.json --tokens 99999999": "fewer than",
     "calibrate --output t.json --batch-size 0": "at least 1",
     "calibrate --output t.txt": "must end in .json",
     "calibrate --output absent/t.json": "does not exist",
     "calibrate": "--output",
+    "calibrate --output t.json --tokns 5": "--tokns 5 (`cats calibrate --help` shows how)",
+    "evaluate --tokens 0": "at least 1",
+    "evaluate --tokens many": "no whole number",
+    "evaluate --batch-tokens -4": "at least 1",
+    "evaluate --documents -4": "at least 1",
+    "evaluate --minutes -1": "no number of at least 0",
+    "evaluate --minutes nan": "no number of at least 0",
+    "evaluate --seed -1": "no whole number of at least 0",
+    "evaluate --plan p.yml": "The plan p.yml cannot be read",
+    "evaluate --plan p.yml --sparsity=0.7": "--sparsity is nothing beside --plan",
+    "evaluate --plan p.yml --tasks piqa": "--tasks is nothing beside --plan",
+    "finetune --plan p.yml": "The plan p.yml cannot be read",
+    "finetune --lr 1 --plan=p.yml": "--lr is nothing beside --plan",
+    "finetune --minutes -1": "at least 0",
     "reproduce nosuch": "no chapter",
     "reproduce --profile nosuch": "no profile",
     "reproduce --profile absent.yml": "no profile",
     "reproduce --profile list.yml": "must map",
     "reproduce --profile broken.yml": "not valid YAML",
-    "reproduce -p nosuch=1": "Unknown parameter 'nosuch'",
+    "reproduce -p nosuch=1": "Unknown parameter 'nosuch' in -p: the nearest of",
+    "reproduce 3 --profile odd.yml": "Unknown parameter 'zzz' in the profile odd.yml: the nearest of",
     "reproduce -p sed=1": "did you mean seed",
     "reproduce -p seed": "name=value",
     "reproduce -p seed=many": "The parameter seed",
@@ -214,6 +233,10 @@ def test_a_full_disk_leaves_nothing_half_written(here, capsys):
     assert len(err.strip().splitlines()) == 1
     assert "t.json" in err or "t.checkpoint" in err
     assert sorted(here.iterdir()) == before
+
+
+def test_the_version_is_the_distributions(capsys):
+    assert run(capsys, "--version") == (0, f"cats {metadata.version('cats-companion')}\n", "")
 
 
 def test_help_names_every_command(capsys):

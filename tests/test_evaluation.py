@@ -3,6 +3,7 @@ mirrors."""
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -411,12 +412,13 @@ def test_what_is_finished_of_a_plan_is_recorded_on_request(folder, tmp_path, mon
     options = {"crew": Crew(0, 1, "cpu"), "data_dir": str(folder), "records": tmp_path / "records"}
     assert plans.execute(plan(["dense", {"cats": [0.5]}]), tmp_path / "runs", **options)
     (tmp_path / "runs" / "part" / "recorded").unlink()
-    more = plan(["dense", {"cats": [0.5, 0.7]}])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    more = [replace(run, device="cuda") for run in plan(["dense", {"cats": [0.5, 0.7]}])]  # needs none
     assert not plans.execute(more, tmp_path / "runs", so_far=True, **options)
     record = records.read("zero_shot", folder=tmp_path / "records", slug="part")
     assert record.path.name == "zero_shot-part-2.json"
     assert record.content["parameters"]["configurations"] == ["dense", "cats 0.5"]
-    assert plans.execute(more, tmp_path / "runs", **options)
+    assert plans.execute(plan(["dense", {"cats": [0.5, 0.7]}]), tmp_path / "runs", **options)
     assert len(records.read("zero_shot", folder=tmp_path / "records", slug="part").rows) == 3
 
 
@@ -513,14 +515,57 @@ def test_shipped_plans_are_whole(path):
         ("runs: [{model: m, record: r, tasks: [piqa]}]", "lacks rules"),
         ("runs: [{model: m, record: r, tasks: [pika], rules: [dense]}]", "Unknown task 'pika'"),
         ("runs: [{model: m, record: r, tasks: [piqa], rules: [{catz: 0.5}]}]", "Unknown rule 'catz'"),
-        ("runs: [{model: m, record: r, tasks: [piqa], rules: [dense], policy: {mask: 1}}]", "mask"),
+        ("runs: [{model: m, record: r, tasks: [piqa], rules: [cats]}]", "cats needs a sparsity"),
+        (
+            "runs: [{model: m, record: r, tasks: [piqa], rules: [dense], policy: {mask: 1}}]",
+            "Unknown key .mask. in the policy",
+        ),
         ("models: []", "needs a list `runs`"),
+        ("runs: []", "needs a list `runs`"),
+        ("{defaullts: {}, runs: [{model: m}]}", "Unknown key 'defaullts' in .*: use defaults, runs"),
+        ("{defaults: 5, runs: [{model: m}]}", "defaults in .* is 5, but must be keys with values"),
+        ("runs: {model: m}", "must be a list, each of keys with values"),
+        ("runs: [smollm2]", "must be a list, each of keys with values"),
+        ("\xff", "not valid YAML"),
         ("runs: [", "not valid YAML"),
     ],
 )
 def test_a_wrong_plan_says_where(tmp_path, text, message):
     path = tmp_path / "plan.yml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(CatsError, match=message):
+        plans.read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    {
+        "tasks: 5": "tasks in plan.yml is 5, but must be a list of names",
+        "tasks: piqa": "but must be a list of names",
+        "tasks: [5]": "but must be a list of names",
+        "tasks: []": "but must be a list of names",
+        "rules: cats": "but must be a list, each a name",
+        "rules: [{5: 0.5}]": "is a name, or a name with a list",
+        "model: 5": "model in plan.yml is 5, but must be text",
+        "record: 5": "but must be text",
+        "batch_tokens: big": "but must be a whole number",
+        "batch_tokens: 0": "too small",
+        "documents: many": "but must be a whole number",
+        "documents: true": "but must be a whole number",
+        "text_tokens: -4": "text_tokens=-4 is too small",
+        "seed: abc": "but must be a whole number",
+        "chat: maybe": "but must be true or false",
+        "dtype: fp32": "Unknown dtype 'fp32': use one of float32",
+        "calibration: python-docs": "but must be keys with values",
+        "calibration: {corpsu: x}": "Unknown key 'corpsu' in the calibration of plan.yml",
+        "calibration: {tokens: many}": "tokens in the calibration of plan.yml is 'many'",
+        "calibration: {tokens: -4}": "tokens=-4 is too small",
+        "policy: {last_share: all}": "last_share in the policy of plan.yml is 'all', but must be a number",
+    }.items(),
+)
+def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
+    path = tmp_path / "plan.yml"
+    path.write_text(f"runs: [{{model: m, record: r, tasks: [piqa], rules: [dense], {value}}}]")
     with pytest.raises(CatsError, match=message):
         plans.read(path)
 
@@ -546,7 +591,7 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
         str(tmp_path / "runs"),
     ]
     assert cats_cli.main([*arguments, "--dry-run"]) == 0
-    assert "one: toy in float32, 1 tasks x {dense, cats 0.5}; about 0.0 GB" in capsys.readouterr().out
+    assert "one: toy in float32, 1 task x {dense, cats 0.5}; about 0.0 GB" in capsys.readouterr().out
     assert cats_cli.main([*arguments, "--minutes", "0"]) == 0
     assert "Something is left" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -569,13 +614,29 @@ def test_a_plan_is_run_recorded_and_not_repeated(folder, tmp_path, monkeypatch, 
         (["--sparsity", "1.5"], "outside [0, 1)"),
         (["--last-share", "0"], "outside (0, 1]"),
         (["--data-dir", "/nowhere/at/all"], "does not exist"),
-        (["--plan", "/nowhere/plan.yml"], "cannot be read"),
+        (["--dtype", "nosuch"], "Unknown dtype 'nosuch'"),
+        (["--device", "nosuch", "--dry-run"], "Unknown device 'nosuch'"),
+        (["--corpus", "nosuch", "--dry-run"], "Unknown corpus 'nosuch'"),
+        (["--corpus", "python-docs+sampled:", "--dry-run"], "how many texts"),
+        (["--tasks", "text:nosuch", "--dry-run"], "Unknown corpus 'nosuch'"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments, message, capsys):
     assert cats_cli.main(["evaluate", "--tasks", "piqa", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("cats: ") and "\n" not in error
+
+
+def test_a_plan_that_is_not_there_is_one_sentence(capsys):
+    assert cats_cli.main(["evaluate", "--plan", "/nowhere/plan.yml"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_is_said_before_the_model_loads(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--tasks", "piqa", "--data-dir", str(folder), "--output", str(tmp_path / "file")]
+    assert cats_cli.main(["evaluate", *arguments]) == 2
+    assert "file cannot be made (file exists): name another." in capsys.readouterr().err
 
 
 def test_lm_evals_own_command_line_gives_the_same_numbers(folder, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import random
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -595,10 +596,46 @@ def test_the_plans_that_are_shipped_can_be_read(path):
         assert all(recipe.accumulation(1) for recipe in each.recipes)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    {
+        "stepps: 3": "Unknown key 'stepps' in plan.yml",
+        "methods: dense": "methods in plan.yml is 'dense', but must be a list",
+        "methods: [{5: 0.5}]": "is a name, or a name with sparsities",
+        "steps: many": "steps in plan.yml is 'many', but must be a whole number",
+        "lr: 1e-4": "lr in plan.yml is '1e-4', but must be a number",
+        "seeds: []": "but must be a list of whole numbers",
+        "seeds: [-1]": "cannot be negative",
+        "grid: [one]": "but must be a whole number or a list",
+        "save: maybe": "but must be true or false",
+        "heldout_rows: 0": "too small: use 1",
+        "thresholds: 5": "but must be text",
+        "calibration: {corpsu: x}": "Unknown key 'corpsu' in the calibration of plan.yml: use corpus, se",
+        "zero_shot: {tasks: piqa}": "tasks in the zero_shot of plan.yml is 'piqa', but must be a list",
+    }.items(),
+)
+def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
+    (tmp_path / "plan.yml").write_text(f"runs: [{{model: toy, record: toy, methods: [dense], {value}}}]")
+    with pytest.raises(CatsError, match=message):
+        plan.read(tmp_path / "plan.yml")
+
+
+def test_a_dry_run_reads_the_text_to_calibrate_on(here, capsys):
+    (here / "plan.yml").write_text(PLAN.replace("corpus: train.txt", "corpus: nosuch"))
+    assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 2
+    assert "Unknown corpus 'nosuch'" in capsys.readouterr().err
+
+
+def test_thresholds_of_a_plan_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [each] = plan.read(paths.DATA / "plans" / "finetuning" / "step.yml")
+    assert each.load_thresholds().layers == 30 and each.thresholds.startswith("data/")
+
+
 def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     (here / "plan.yml").write_text(PLAN)
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--dry-run"]) == 0
-    assert "{dense, cats 0.5, cats 0.7, relufication} x 1 seeds" in capsys.readouterr().out
+    assert "{dense, cats 0.5, cats 0.7, relufication} x 1 seed, 3 steps of" in capsys.readouterr().out
     assert not (here / "runs").exists()
     assert cats_cli.main(["finetune", "--plan", "plan.yml", "--minutes", "0"]) == 0
     assert "Time is up" in capsys.readouterr().out and not list(here.glob("runs/*.json"))
@@ -635,6 +672,14 @@ def test_a_plan_is_recorded_once_and_compared_with_dense(here, capsys):
     assert set(longer.step) == {0, 2, 3, 4}
     same = longer[(longer.method == "dense") & (longer.step < 4)]
     assert same.heldout_nll_nats.tolist() == rows[rows.method == "dense"].heldout_nll_nats.tolist()
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (6, 3), (8, 4)])
+def test_rows_at_once_follow_the_batch(here, monkeypatch, batch, rows):
+    found = []
+    monkeypatch.setattr(plan, "check", lambda wanted: found.extend(wanted[0].recipes) or [])
+    assert cats_cli.main([*COMMAND.split(), "--batch", str(batch), "--dry-run"]) == 0
+    assert {recipe.rows_at_once for recipe in found} == {rows}
 
 
 def test_the_command_fine_tunes_and_prints_the_end_of_each_curve(here, capsys):
@@ -699,7 +744,9 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--method cats", "outside [0, 1)"),
+        ("--method cats", "cats needs a sparsity: cats:0.5"),
+        ("--output train.txt", "The folder train.txt cannot be made (file exists)"),
+        ("--output train.txt/runs", "cannot be made (not a directory)"),
         ("--method cats:half", "no number after its colon"),
         ("--method relufication:0.5", "takes no sparsity"),
         ("--method nosuch:0.5", "Unknown rule"),
@@ -713,16 +760,19 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkey
         ("--train nosuch", "Unknown corpus"),
         ("--train other.txt", "the training text itself"),
         ("--train sampled:many", "how many texts"),
+        ("--train sampled: --dry-run", "how many texts"),
+        ("--batch 3 --rows-at-once 2 --dry-run", "no multiple of 2"),
+        ("--thresholds good.json --dry-run", "thresholds are for 30 layers"),
+        ("--best accuracy --dry-run", "train on task:<name>"),
+        ("--device nosuch --dry-run", "use cpu or cuda"),
         ("--model nosuch", "Unknown model"),
         ("--device cuda:1", "use cpu or cuda"),
         ("--thresholds absent.json", "cannot be read"),
-        ("--plan absent.yml", "cannot be read"),
-        ("--plan odd.yml", "Unknown key 'stepps'"),
         ("--method wanda:0.5", "cannot be fine-tuned"),
     ],
 )
 def test_what_cannot_be_fine_tuned_is_said_in_one_sentence(here, capsys, options, message):
-    (here / "odd.yml").write_text("runs: [{model: toy, record: toy, methods: [dense], stepps: 3}]\n")
+    shutil.copy(paths.THRESHOLDS / "smollm2-135m-instruct.json", here / "good.json")
     assert cats_cli.main([*COMMAND.split(), *options.split()]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert printed[-1].startswith("cats: ") and message in printed[-1]

@@ -3,8 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
+from cats import paths
 from cats.crew import join
-from cats.errors import CatsError
 from cats.finetuning import compare, plan
 
 _RECIPE = (
@@ -23,8 +23,8 @@ def main(given: Namespace) -> None:
     if given.dry_run:
         return
     crew = join(wanted[0].device)
-    output = Path(given.output)
-    folder = Path(given.records) if given.records else None
+    output = paths.made(Path(given.output))
+    folder = paths.made(Path(given.records)) if given.records else None
     done = compare.execute(wanted, output, crew=crew, minutes=given.minutes, records_folder=folder)
     if crew.leads:
         print("Everything is recorded." if done else "Time is up: the same command goes on.")
@@ -34,11 +34,11 @@ def main(given: Namespace) -> None:
 def _wanted(given: Namespace) -> list[plan.Comparison]:
     if given.plan:
         return plan.read(Path(given.plan), device=given.device, data_dir=given.data_dir)
-    if given.device not in ("cpu", "cuda"):
-        raise CatsError(f"{given.device} cannot be trained on here: use cpu or cuda.")
     values = {name: getattr(given, name) for name in (*_RECIPE, *_OWN)}
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
     values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}
+    if given.rows_at_once is None:
+        values["rows_at_once"] = next(rows for rows in (4, 3, 2, 1) if given.batch % rows == 0)
     values["save_every"] = max(5, given.steps // 20)
     if given.thresholds:
         values["thresholds"] = given.thresholds

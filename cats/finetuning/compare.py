@@ -15,10 +15,10 @@ from cats import corpora, criteria, models, records, sampling
 from cats.crew import Crew
 from cats.errors import CatsError
 from cats.finetuning import data, measure, table
-from cats.finetuning.plan import Comparison
+from cats.finetuning.plan import CALIBRATION, Comparison
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.run import finetune, save
-from cats.thresholds import Thresholds, write_atomically
+from cats.thresholds import write_atomically
 
 _RESULT = "outcome.json"
 
@@ -175,11 +175,7 @@ def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dic
     """The rule calibrated on the pristine model, and batches to `recalibrate` on; None where not asked."""
     if not recipe.sparse:
         return None, None
-    given = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}
-    unknown = set(each.calibration) - set(given)
-    if unknown:
-        raise CatsError(f"Unknown key {min(unknown)!r} of calibration: use {', '.join(given)}.")
-    given |= each.calibration
+    given = CALIBRATION | each.calibration
 
     def batches(tokens: int) -> corpora.Batches:
         key = ("batches", tokens)
@@ -191,7 +187,7 @@ def _fit(each: Comparison, recipe: Recipe, loaded: models.LoadedModel, fits: dic
 
     if recipe.rule not in fits:
         if recipe.rule == "cats" and each.thresholds:
-            fits["cats"] = criteria.Fit("cats", Thresholds.load(Path(each.thresholds)))
+            fits["cats"] = criteria.Fit("cats", each.load_thresholds())
         else:
             text = batches(given["tokens"])
             with _on(loaded, each.device):

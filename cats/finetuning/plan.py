@@ -4,6 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_type_hints
+
+import torch
+from transformers import AutoModelForCausalLM
 
 from cats import corpora, models, paths, plan_files, sampling
 from cats.accounting import account
@@ -14,6 +18,11 @@ from cats.readers import HUB, LOCAL
 from cats.thresholds import Thresholds
 
 _RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"rule", "sparsity", "seed"}
+CALIBRATION = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}
+_INNER = {
+    "calibration": {key: type(value) for key, value in CALIBRATION.items()},
+    "zero_shot": {"tasks": list[str], "documents": int | None},
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,25 @@ class Comparison:
     zero_shot: dict = field(default_factory=dict)
     save: bool = False
 
+    def __post_init__(self):
+        for name in ("heldout_rows", "documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CatsError(f"{name}={value} is too small: use 1 or more.")
+
+    def load_thresholds(self) -> Thresholds:
+        """Those of `thresholds`, a path from here or from the clone; errors as `Thresholds.load`."""
+        path = Path(self.thresholds)
+        shipped = paths.ROOT / path
+        return Thresholds.load(shipped if shipped.is_file() and not path.is_file() else path)
+
     def __str__(self) -> str:
         one = self.recipes[0]
         methods = dict.fromkeys(recipe.method for recipe in self.recipes)
         seeds = {recipe.seed for recipe in self.recipes}
         return (
-            f"{self.record}: {self.model}, {{{', '.join(methods)}}} x {len(seeds)} seeds, {one.steps} steps "
+            f"{self.record}: {self.model}, {{{', '.join(methods)}}} x {len(seeds)} "
+            f"seed{'s' * (len(seeds) > 1)}, {one.steps} step{'s' * (one.steps != 1)} "
             f"of {one.batch} rows x {one.sequence_length} tokens of {self.train}, held out {self.heldout}"
         )
 
@@ -59,10 +81,11 @@ def read(path: Path, *, device: str | None = None, data_dir: str | None = None) 
 def comparison(given: dict, where: str) -> Comparison:
     """A comparison from plain values: its own, `methods`, `seeds`, and those of `Recipe`."""
     own = {each.name for each in dataclasses.fields(Comparison)} - {"recipes"}
-    unknown = sorted(set(given) - own - _RECIPE - {"methods", "seeds"})
-    if unknown:
-        known = ", ".join(sorted(own | _RECIPE | {"methods", "seeds"}))
-        raise CatsError(f"Unknown key {unknown[0]!r} in {where}: use {known}.")
+    types = {**get_type_hints(Comparison), **get_type_hints(Recipe), "grid": int | tuple[int, ...]}
+    types = {key: types[key] for key in own | _RECIPE} | {"methods": list[str | dict], "seeds": list[int]}
+    plan_files.check(given, types, where)
+    for name, kinds in _INNER.items():
+        plan_files.check(given.get(name, {}), kinds, f"the {name} of {where}")
     missing = [key for key in ("model", "record", "methods") if not given.get(key)]
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record and methods.")
@@ -84,7 +107,7 @@ def shipped_thresholds(model: str, *, tokens: int) -> dict:
 
 def _levels(method: str | dict, where: str) -> list[tuple[str, float | None]]:
     """ "dense", "cats:0.5" or {"cats": [0.5, 0.7]}."""
-    if isinstance(method, dict) and len(method) == 1:
+    if isinstance(method, dict) and len(method) == 1 and isinstance(*method, str):
         ((rule, levels),) = method.items()
         return [(rule, level) for level in (levels if isinstance(levels, list) else [levels])]
     if not isinstance(method, str):
@@ -100,16 +123,36 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
     """What a dry run finds, a line a comparison. Loads no weights. Raises CatsError as `execute` would."""
     lines = []
     for each in wanted:
-        account(models.config(each.model))
-        for name in (each.train, each.heldout):
-            if not data.is_instructions(name) and not name.startswith(sampling.SAMPLED):
-                if name not in {*LOCAL, *HUB}:
-                    corpora.load(name, split="all")
-            elif data.is_instructions(name):
-                data.examples(name, "train", each.data_dir)
+        if each.device not in ("cpu", "cuda"):
+            raise CatsError(f"{each.device} cannot be trained on here: use cpu or cuda.")
+        config = models.config(each.model)
+        account(config)
+        for name in (each.train, each.heldout, each.calibration.get("corpus", corpora.DEFAULT)):
+            _check_text(name, each)
         if each.thresholds:
-            Thresholds.load(Path(each.thresholds))
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config.get_text_config())
+            each.load_thresholds().check(model, weights=False)
+        for recipe in each.recipes:
+            recipe.accumulation(1, instructions=data.is_instructions(each.train))
+            if recipe.best == "accuracy" and not data.is_instructions(each.train):
+                raise CatsError(
+                    f"best accuracy needs answers, and {each.train} has none: train on task:<name>, or keep "
+                    "the best loss."
+                )
         recipe = each.recipes[0]
         tokens = recipe.steps * recipe.batch * recipe.sequence_length
-        lines.append(f"{each}; {tokens:,} tokens a run, {len(each.recipes)} runs")
+        lines.append(
+            f"{each}; {tokens:,} tokens a run, {len(each.recipes)} run{'s' * (len(each.recipes) > 1)}"
+        )
     return lines
+
+
+def _check_text(name: str, each: Comparison) -> None:
+    """CatsError for an unknown text or a missing file; a corpus by name is not read for it."""
+    if data.is_instructions(name):
+        data.examples(name, "train", each.data_dir)
+    elif name == each.train and name.startswith(sampling.SAMPLED):
+        sampling.number(name)
+    elif name not in {*LOCAL, *HUB}:
+        corpora.load(name, split="all")

@@ -71,6 +71,8 @@ class Recipe:
 
     def __post_init__(self):
         if self.sparse and criteria.rule(self.rule).adjustable:
+            if self.sparsity is None:
+                raise CatsError(f"{self.rule} needs a sparsity: {self.rule}:0.5, for example.")
             sparsities(self.sparsity, 1)
         elif self.sparsity is not None:
             raise CatsError(f"{self.rule} takes no sparsity: it has one of its own.")
@@ -78,8 +80,8 @@ class Recipe:
         for name in ("batch", "rows_at_once", "save_every", "lora_r", "lora_alpha"):
             if getattr(self, name) < 1:
                 raise CatsError(f"{name}={getattr(self, name)} is too small: use 1 or more.")
-        if self.steps < 0 or self.recalibrate < 0:
-            raise CatsError("steps and recalibrate cannot be negative: 0 means none.")
+        if self.steps < 0 or self.recalibrate < 0 or self.seed < 0:
+            raise CatsError("steps, recalibrate and seeds cannot be negative: use 0 or more.")
         if self.sequence_length < 2:
             raise CatsError(
                 f"sequence_length={self.sequence_length} leaves nothing to predict: use 2 or more."
