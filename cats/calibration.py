@@ -157,13 +157,20 @@ def _stream(
     def keep(mask: Tensor) -> Tensor:
         return mask & (mask.cumsum(1) > skip_first)
 
+    mlps = find_gated_mlps(model)
+    rows = [0] * len(mlps)
+
+    def counted(layer: int, module: CatsMLP, z: Tensor, up: Tensor) -> None:
+        rows[layer] += len(z)
+        see(layer, module, z, up)
+
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     device = next(decoder.parameters()).device
     expected = getattr(batches, "info", {}).get("tokens")
-    tokens = 0
+    tokens = streamed = 0
     with (
         watched(model),
-        Observation(decoder, see, keep=keep),
+        Observation(decoder, counted, keep=keep),
         torch.no_grad(),
         tqdm(total=expected, desc="calibrating", unit="tok", disable=None if progress else True) as bar,
     ):
@@ -179,6 +186,12 @@ def _stream(
             new = int(keep(mask.bool()).sum())
             decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             tokens += new
+            streamed += new
+            if min(rows) < streamed:  # a layer that serves twice has more
+                raise CatsError(
+                    f"{mlps[rows.index(min(rows))].name} was not called on every token, so it has no "
+                    "thresholds: load the model without what skips or replaces it."
+                )
             bar.update(new)
             if saved is not None:
                 saved.counted(tokens)

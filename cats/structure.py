@@ -58,6 +58,11 @@ def find_gated_mlps(model: nn.Module) -> list[GatedMLP]:
             ) from None
         if layout is None:
             continue
+        if name.endswith("._orig_mod") and not isinstance(module, CatsMLP):
+            raise CatsError(
+                f"{name.removesuffix('._orig_mod')} was compiled by itself and would stay dense: "
+                "calibrate and sparsify the model first, then compile it."
+            )
         gate = module.get_submodule(layout.gate)
         found.append(
             GatedMLP(

@@ -253,6 +253,14 @@ def test_wrong_options(llama):
         calibrate(llama, text, weights=torch.ones(3, 80), per="neuron", progress=False)
 
 
+def test_a_layer_that_did_not_run_is_refused(llama):
+    llama.model.layers[1].forward = lambda hidden, *_, **__: hidden
+    with pytest.raises(CatsError, match=r"model\.layers\.1\.mlp was not called on every token"):
+        calibrate(llama, batches(1), progress=False)
+    llama.model.layers[1] = llama.model.layers[0]  # serves twice
+    assert calibrate(llama, batches(1), progress=False).layers == 2
+
+
 def test_activations_that_are_not_finite_are_refused(llama):
     llama.model.layers[1].mlp.gate_proj.weight.data[3, 4] = torch.nan
     with pytest.raises(CatsError, match=r"Layer 1 has .* gate activations that are infinite, NaN"):

@@ -194,6 +194,15 @@ def test_replaced_forward_is_refused():
         find_gated_mlps(Holder(mlp))
 
 
+def test_a_compiled_module_is_refused():
+    model = toy()
+    model.model.layers[1].mlp = torch.compile(model.model.layers[1].mlp, backend="eager")
+    with pytest.raises(CatsError, match=r"layers\.1\.mlp was compiled by itself and would stay dense"):
+        find_gated_mlps(model)
+    model = torch.compile(toy(), backend="eager")
+    assert len(find_gated_mlps(model)) == 3
+
+
 def test_quantized_weights_are_refused():
     mlp = MLP()
     mlp.gate.weight = nn.Parameter(torch.zeros(24, 8, dtype=torch.int8), requires_grad=False)
