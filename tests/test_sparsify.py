@@ -95,6 +95,29 @@ def test_threshold_per_neuron(llama):
     assert abs(meter.overall - 0.5) < 0.02
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_is_not_metered_whatever_the_cache(family, attention):
+    model = toy(family)
+    model.set_attn_implementation(attention)
+    sparsify(model, calibrate(model, batches(), progress=False), 0.5)
+    mask = torch.ones(3, 20, dtype=torch.int64)
+    mask[1, :6] = mask[2, :11] = 0
+    options = dict(attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    seen = []
+    for cache in ("dynamic", "static"):
+        with SparsityMeter(model) as meter:
+            model.generate(tokens(3, 20) * mask, cache_implementation=cache, **options)
+        seen.append((meter.tokens, round(meter.overall, 3)))
+    assert seen[0] == seen[1] and meter.tokens == int(mask.sum()) + 3 * 5
+
+
+def test_a_mask_that_hides_which_tokens_are_padding_is_refused(llama):
+    sparsify(llama, constant_thresholds(llama), 0.5)
+    with SparsityMeter(llama), pytest.raises(CatsError, match="does not say which tokens are padding"):
+        llama(tokens(1, 4), attention_mask=torch.ones(1, 4, 3, dtype=torch.bool)[None])
+
+
 def test_everything_is_dropped_near_one():
     model = toy()
     sparsify(model, constant_thresholds(model, most=1e6), 0.999)
