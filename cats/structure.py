@@ -285,7 +285,7 @@ def _summary(model: nn.Module) -> str:
     counts: dict[str, int] = {}
     for _, module in _slots(model):
         if any(
-            getattr(child, "weight", None) is not None and child.weight.ndim == 2
+            isinstance(getattr(child, "weight", None), torch.Tensor) and child.weight.ndim == 2
             for child in module.children()
         ):
             counts[type(module).__name__] = counts.get(type(module).__name__, 0) + 1

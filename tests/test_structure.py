@@ -187,6 +187,13 @@ def test_lookalikes_are_refused(forward):
         find_gated_mlps(Holder(lookalike()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dynamic_quantization_leaves_no_gated_mlp():
+    model = torch.ao.quantization.quantize_dynamic(toy(), {nn.Linear})
+    with pytest.raises(CatsError, match=r"has no gated MLP .*: found no linear layers"):
+        find_gated_mlps(model)
+
+
 def test_replaced_forward_is_refused():
     mlp = MLP()
     mlp.forward = lambda x: x
