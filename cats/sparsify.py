@@ -1,6 +1,7 @@
 """Put CATS into a model and take it out again: swap its gated MLPs, store W_down by its columns (sec. 5)."""
 
 from collections.abc import Sequence
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,18 @@ from cats.structure import GatedMLP, cats_mlps, find_gated_mlps, places
 from cats.thresholds import Thresholds, sparsities
 
 
+def _outside_inference_mode(function):
+    """What is made in inference mode can be neither written to nor trained later: only its models get it."""
+
+    @wraps(function)
+    def called(model: nn.Module, *args, **options):
+        with torch.inference_mode(any(parameter.is_inference() for parameter in model.parameters())):
+            return function(model, *args, **options)
+
+    return called
+
+
+@_outside_inference_mode
 def sparsify(
     model: nn.Module,
     thresholds: Thresholds,
@@ -45,6 +58,7 @@ def set_sparsity(model: nn.Module, thresholds: Thresholds, sparsity: float | Seq
     return sparsify(model, thresholds, sparsity, prefill=modules[0].prefill)
 
 
+@_outside_inference_mode
 def restore(model: nn.Module) -> nn.Module:
     """Put the dense MLPs back, weights with the strides that they had; adapters attached meanwhile stay."""
     for parent, name, module in places(model):

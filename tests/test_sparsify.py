@@ -2,9 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from toys import FAMILIES, batches, constant_thresholds, tokens, toy
+from transformers import AutoModelForCausalLM
 
 from cats import (
     CatsError,
@@ -126,6 +128,17 @@ def test_everything_is_dropped_near_one():
 
 
 @pytest.mark.parametrize(
+    "sparsity",
+    [0.5, torch.tensor(0.5), np.float32(0.5), [np.float64(0.5)] * 3, np.full(3, 0.5), torch.full((3,), 0.5)],
+)
+def test_numbers_of_other_libraries_are_saved_too(llama, tmp_path, sparsity):
+    sparsify(llama, constant_thresholds(llama), sparsity)
+    llama.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert [module.sparsity for module in cats_mlps(again)] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
     ("sparsity", "reason"),
     [
         (1.0, r"Sparsity 1\.0 is outside \[0, 1\)"),
@@ -194,6 +207,22 @@ def test_training_mode_is_kept(llama):
     llama.eval()
     restore(llama)
     assert not any(module.training for module in llama.modules())
+
+
+def test_sparsified_in_inference_mode_trains_later(llama):
+    thresholds = calibrate(llama, batches(), progress=False)
+    with torch.inference_mode():
+        sparsify(llama, thresholds, 0.5)
+    set_sparsity(llama, thresholds, 0.7)
+    llama(tokens(), labels=tokens()).loss.backward()
+    llama.zero_grad()
+    with torch.inference_mode():
+        restore(llama)
+        model = toy()
+        model(tokens())
+        set_sparsity(sparsify(model, thresholds, 0.5), thresholds, 0.7)
+        assert torch.isfinite(model(tokens()).logits).all()
+    llama(tokens(), labels=tokens()).loss.backward()
 
 
 def test_compiled_without_graph_breaks(llama):
