@@ -1,5 +1,6 @@
 """Put CATS into a model and take it out again: swap its gated MLPs, store W_down by its columns (sec. 5)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import wraps
 
@@ -45,8 +46,7 @@ def sparsify(
     thresholds.check(mlps)
     t = thresholds.at(sparsity)
     modules = swap_in(model, mlps, prefill=prefill)
-    for module in modules:
-        store_by_columns(module)
+    store_all_by_columns(modules)
     _set(modules, t, sparsities(sparsity, len(modules)).tolist())
     describe(model, config)
     return model
@@ -104,6 +104,14 @@ def store_by_columns(module: CatsMLP) -> None:
     if weight.device.type == "meta" or weight.t().is_contiguous():
         return
     weight.data = weight.data.t().contiguous().t()
+
+
+def store_all_by_columns(modules: Sequence[CatsMLP]) -> None:
+    """`store_by_columns`, but for a W_down that several modules share: safetensors could not save it then."""
+    shared = Counter(id(_down_weight(module)) for module in modules)
+    for module in modules:
+        if shared[id(_down_weight(module))] == 1:
+            store_by_columns(module)
 
 
 def describe(model: nn.Module, config: CatsConfig | None) -> None:

@@ -75,6 +75,18 @@ def test_down_projection_is_stored_once_by_columns():
         assert module.w_down_t.data_ptr() == module.down_proj.weight.data_ptr()
 
 
+def test_a_shared_down_projection_stays_by_rows(llama, tmp_path):
+    """Transformers saves shared weights that the model declares, by rows alone."""
+    first, last = (llama.model.layers[number].mlp.down_proj for number in (0, 2))
+    last.weight = first.weight
+    llama._tied_weights_keys = llama.all_tied_weights_keys = {
+        "model.layers.2.mlp.down_proj.weight": "model.layers.0.mlp.down_proj.weight"
+    }
+    sparsify(llama, constant_thresholds(llama), 0.5)
+    assert [module.w_down_t.is_contiguous() for module in cats_mlps(llama)] == [False, True, False]
+    llama.save_pretrained(tmp_path)
+
+
 def test_sparsity_by_layer_and_anew(llama):
     thresholds = calibrate(llama, batches(), progress=False)
     wanted = [0.1, 0.5, 0.9]
