@@ -1,5 +1,6 @@
 """Put CATS into a model and take it out again: swap its gated MLPs, store W_down by its columns (sec. 5)."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import wraps
@@ -119,10 +120,20 @@ def describe(model: nn.Module, config: CatsConfig | None) -> None:
     for module in model.modules():
         if hasattr(module, "save_pretrained") and hasattr(module, "config"):
             if config is not None:
+                if not isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
+                    _own_config(module)
                 module.config.quantization_config = config
             elif isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
                 del module.config.quantization_config
             return
+
+
+def _own_config(model: nn.Module) -> None:
+    """Give the model a copy of its configuration: another model may have been made of the same object."""
+    shared, own = model.config, copy.copy(model.config)
+    for module in model.modules():
+        if module.__dict__.get("config") is shared:
+            module.config = own
 
 
 def _set(modules: Sequence[CatsMLP], thresholds: Tensor, targets: Sequence[float]) -> None:

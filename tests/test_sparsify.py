@@ -202,6 +202,15 @@ def test_dense_model_has_nothing_to_meter_or_restore(llama):
     restore(llama)
 
 
+def test_models_of_one_configuration_object_do_not_share_it(llama, tmp_path):
+    twin = type(llama)(llama.config)
+    sparsify(llama, constant_thresholds(llama), 0.5)
+    assert not hasattr(twin.config, "quantization_config")
+    assert llama.model.config is llama.config and llama.model.layers[0].self_attn.config is llama.config
+    llama.save_pretrained(tmp_path)
+    assert len(cats_mlps(AutoModelForCausalLM.from_pretrained(tmp_path))) == 3
+
+
 def test_deep_copies_do_not_share_thresholds(llama):
     thresholds = constant_thresholds(llama)
     sparsify(llama, thresholds, 0.5)
