@@ -103,7 +103,7 @@ def account(model: PretrainedConfig | nn.Module, *, lm_head: bool = True) -> Acc
     mlps = find_gated_mlps(model)
     mlp_weights = sum(3 * mlp.hidden_size * mlp.intermediate_size for mlp in mlps)
     linear = sum(weight.numel() for weight in _linear_weights(model.get_decoder()))
-    head = model.get_output_embeddings().weight.numel() if lm_head else 0
+    head = model.get_output_embeddings() if lm_head else None
     return Accounting(
         hidden_size=mlps[0].hidden_size,
         intermediate_size=mlps[0].intermediate_size,
@@ -111,7 +111,7 @@ def account(model: PretrainedConfig | nn.Module, *, lm_head: bool = True) -> Acc
         mlp_weights=mlp_weights,
         skippable_weights=mlp_weights * 2 // 3,
         attention_weights=linear - mlp_weights,
-        head_weights=head,
+        head_weights=head.weight.numel() if head is not None else 0,
     )
 
 

@@ -122,7 +122,10 @@ class CatsMLP(nn.Module):
         self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.combine: Callable[[Tensor, Tensor], Tensor] | None = None
         for name, child in dense.named_children():
-            self.add_module(name, child)
+            if name == layout.act and hasattr(self, name):  # a name of ours: called from the layout instead
+                self.layout = layout._replace(act=child)
+            else:
+                self.add_module(name, child)
         gate = getattr(self, layout.gate)
         self.intermediate_size = gate.out_features // (2 if layout.fused else 1)
         self.hidden_size = gate.in_features
@@ -168,8 +171,10 @@ class CatsMLP(nn.Module):
         if not 1 <= rows <= ROWS.get(x.device.type, 0) or not self.masks(x):
             return False
         parts = {getattr(self, name) for name in (self.layout.gate, self.layout.up, self.layout.down)}
+        act = getattr(self, self.layout.act) if isinstance(self.layout.act, str) else self.layout.act
         return (
             all(_is_plain(part, x) for part in parts)
+            and not (isinstance(act, nn.Module) and _is_hooked(act))
             and self.w_down_t.is_contiguous()
             and not torch.is_autocast_enabled(x.device.type)
             and 0 < self.sparsity  # at 0 the layer stays the dense one, bit for bit
@@ -178,7 +183,7 @@ class CatsMLP(nn.Module):
 
     def masks(self, x: Tensor) -> bool:
         """Whether a call with x [..., T, ·] masks: not if T > 1 and `prefill` is "dense"."""
-        return self.prefill == "masked" or x.shape[-2] == 1
+        return self.prefill == "masked" or x.ndim == 1 or x.shape[-2] == 1
 
     def _gate_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate = getattr(self, self.layout.gate)(x)
@@ -231,5 +236,9 @@ def _is_plain(linear: nn.Module, x: Tensor) -> bool:
         and type(linear.weight) is nn.Parameter
         and linear.weight.dtype == x.dtype
         and linear.weight.device == x.device
-        and not (linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook"))
+        and not _is_hooked(linear)
     )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))

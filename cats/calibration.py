@@ -1,7 +1,7 @@
 """One streaming pass over text gives the quantiles of |z| for every layer and every sparsity (sec. 4.1)."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,6 +58,8 @@ def calibrate(
     widths = [mlp.intermediate_size for mlp in mlps]
     if per not in PER:
         raise CatsError(f"Thresholds per {per!r} do not exist: use one of {', '.join(PER)}.")
+    if len({mlp.activation for mlp in mlps}) > 1:
+        raise CatsError("The layers differ in activation: thresholds need one activation for all.")
     if (per == "neuron" or weights is not None) and len(set(widths)) > 1:
         raise CatsError(
             "The layers differ in intermediate size: thresholds per neuron need one size for all."
@@ -157,13 +159,25 @@ def _stream(
     def keep(mask: Tensor) -> Tensor:
         return mask & (mask.cumsum(1) > skip_first)
 
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise CatsError(f"{type(model).__name__} is an encoder-decoder: CATS here calibrates decoders alone.")
+    if not isinstance(skip_first, int) or skip_first < 0:
+        raise CatsError(f"skip_first={skip_first} is not a number of tokens: give 0 or more.")
+    mlps = find_gated_mlps(model)
+    rows = [0] * len(mlps)
+
+    def counted(layer: int, module: CatsMLP, z: Tensor, up: Tensor) -> None:
+        rows[layer] += len(z)
+        see(layer, module, z, up)
+
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     device = next(decoder.parameters()).device
     expected = getattr(batches, "info", {}).get("tokens")
-    tokens = 0
+    batches = _tensors(batches)
+    tokens = streamed = 0
     with (
         watched(model),
-        Observation(decoder, see, keep=keep),
+        Observation(decoder, counted, keep=keep),
         torch.no_grad(),
         tqdm(total=expected, desc="calibrating", unit="tok", disable=None if progress else True) as bar,
     ):
@@ -179,6 +193,12 @@ def _stream(
             new = int(keep(mask.bool()).sum())
             decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             tokens += new
+            streamed += new
+            if min(rows) < streamed:  # a layer that serves twice has more
+                raise CatsError(
+                    f"{mlps[rows.index(min(rows))].name} was not called on every token, so it has no "
+                    "thresholds: load the model without what skips or replaces it."
+                )
             bar.update(new)
             if saved is not None:
                 saved.counted(tokens)
@@ -188,6 +208,17 @@ def _stream(
     if tokens == 0:
         raise CatsError("The batches hold no token to calibrate on: give text, or a smaller skip_first.")
     return tokens
+
+
+def _tensors(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    for batch in batches:
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.numel() == 0:
+            raise CatsError(
+                'A batch must be {"input_ids": …, "attention_mask": …}, tensors [B, T] with a token or more: '
+                "give a list of those, or what corpora.batches makes."
+            )
+        yield batch
 
 
 @contextmanager

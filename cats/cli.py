@@ -13,7 +13,7 @@ from cats.calibration import calibrate as calibrate_model
 from cats.errors import CatsError
 from cats.geometries import GEOMETRIES
 from cats.observation import SparsityMeter
-from cats.sparsify import sparsify
+from cats.sparsify import restore, sparsify
 from cats.structure import find_gated_mlps
 from cats.thresholds import Thresholds, sparsities
 
@@ -64,6 +64,7 @@ def perplexity(given: Namespace) -> None:
     print(corpus)
     loaded = _load(given)
     thresholds.check(loaded.model)
+    restore(loaded.model)  # one that was saved sparse would be its own baseline
 
     def score():
         return evaluation.document_nll(
@@ -98,6 +99,8 @@ def generate(given: Namespace) -> None:
     loaded = _load(given)
     if thresholds:
         sparsify(loaded.model, thresholds, given.sparsity)
+    else:
+        restore(loaded.model)  # one that was saved sparse
     inputs = loaded.tokenizer(given.prompt, return_tensors="pt").to(loaded.model.device)
     if inputs.input_ids.shape[1] == 0:
         raise CatsError("The prompt is empty: give some text to continue.")

@@ -8,7 +8,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from cats.activation import PREFILL
 from cats.errors import CatsError
-from cats.thresholds import Thresholds, sparsities
+from cats.thresholds import Thresholds, plain, sparsities
 
 
 class CatsConfig(QuantizationConfigMixin):
@@ -30,7 +30,7 @@ class CatsConfig(QuantizationConfigMixin):
         quant_method: str = "cats",
     ):
         self.quant_method = quant_method
-        self.sparsity = list(sparsity) if isinstance(sparsity, Sequence) else sparsity
+        self.sparsity = plain(sparsity)
         self.prefill = prefill
         self.per = per
         self.calibrated: Thresholds | None = None
@@ -44,6 +44,16 @@ class CatsConfig(QuantizationConfigMixin):
             raise CatsError("CatsConfig needs thresholds: the path of a file that `cats calibrate` wrote.")
         self.thresholds = thresholds
         self.post_init()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs):
+        try:
+            return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
+        except TypeError as error:
+            raise CatsError(
+                f"The quantization_config in config.json lacks or garbles a setting ({error}): "
+                "save the sparsified model again."
+            ) from error
 
     def post_init(self) -> None:
         """Validate, as Transformers' own configurations do."""

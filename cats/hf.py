@@ -9,7 +9,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 
 from cats.config import CatsConfig
 from cats.errors import CatsError
-from cats.sparsify import describe, sparsify, store_by_columns, swap_in
+from cats.sparsify import describe, sparsify, store_all_by_columns, swap_in
 from cats.structure import cats_mlps, find_gated_mlps
 from cats.thresholds import sparsities
 
@@ -46,8 +46,7 @@ class CatsQuantizer(HfQuantizer):
             model
         )  # its marks would forbid .half(), training and merging adapters
         if self.pre_quantized:
-            for module in cats_mlps(model):
-                store_by_columns(module)
+            store_all_by_columns(cats_mlps(model))
             describe(model, config)
         else:
             sparsify(model, config.calibrated, config.sparsity, prefill=config.prefill)

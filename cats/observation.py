@@ -17,7 +17,7 @@ class Observation:
 
     Valid tokens: `valid` [B, T], or else the `attention_mask` of each call of `model`, of which the last T
     columns count (a cache holds the others); every token where there is neither. `keep(mask)` [B, T] may
-    narrow it further.
+    narrow it further. A call raises CatsError whose mask does not say which tokens are padding.
     """
 
     def __init__(
@@ -54,8 +54,7 @@ class Observation:
         mask = self.valid
         if mask is None:
             mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            mask = None  # a prepared 4-D mask says who may look where, not who is padding
+            mask = _by_token(mask, kwargs.get("past_key_values"))
         if mask is not None:
             mask = mask.bool()
             mask = mask if self.keep is None else self.keep(mask)
@@ -87,6 +86,22 @@ class Observation:
                 self._mask = None
                 return flat
         return flat.index_select(0, self._rows.to(z.device))
+
+
+def _by_token(mask, cache) -> Tensor | None:
+    """A mask [B, T] from what a model is given; for a static cache Transformers prepares [B, 1, T, K]."""
+    if isinstance(mask, dict):  # one for each kind of layer
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        past, length = 0 if cache is None else int(cache.get_seq_length()), mask.shape[2]
+        if length == 1:
+            return None
+        if past + length <= mask.shape[3]:
+            itself = mask[:, 0].diagonal(past, 1, 2)  # where padding may not look either
+            return itself if itself.dtype == torch.bool else itself == 0
+    raise CatsError("The attention mask does not say which tokens are padding: pass them as `valid`, [B, T].")
 
 
 class SparsityMeter:

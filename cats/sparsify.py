@@ -1,6 +1,9 @@
 """Put CATS into a model and take it out again: swap its gated MLPs, store W_down by its columns (sec. 5)."""
 
+import copy
+from collections import Counter
 from collections.abc import Sequence
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,18 @@ from cats.structure import GatedMLP, cats_mlps, find_gated_mlps, places
 from cats.thresholds import Thresholds, sparsities
 
 
+def _outside_inference_mode(function):
+    """What is made in inference mode can be neither written to nor trained later: only its models get it."""
+
+    @wraps(function)
+    def called(model: nn.Module, *args, **options):
+        with torch.inference_mode(any(parameter.is_inference() for parameter in model.parameters())):
+            return function(model, *args, **options)
+
+    return called
+
+
+@_outside_inference_mode
 def sparsify(
     model: nn.Module,
     thresholds: Thresholds,
@@ -32,8 +47,7 @@ def sparsify(
     thresholds.check(mlps)
     t = thresholds.at(sparsity)
     modules = swap_in(model, mlps, prefill=prefill)
-    for module in modules:
-        store_by_columns(module)
+    store_all_by_columns(modules)
     _set(modules, t, sparsities(sparsity, len(modules)).tolist())
     describe(model, config)
     return model
@@ -45,6 +59,7 @@ def set_sparsity(model: nn.Module, thresholds: Thresholds, sparsity: float | Seq
     return sparsify(model, thresholds, sparsity, prefill=modules[0].prefill)
 
 
+@_outside_inference_mode
 def restore(model: nn.Module) -> nn.Module:
     """Put the dense MLPs back, weights with the strides that they had; adapters attached meanwhile stay."""
     for parent, name, module in places(model):
@@ -92,15 +107,33 @@ def store_by_columns(module: CatsMLP) -> None:
     weight.data = weight.data.t().contiguous().t()
 
 
+def store_all_by_columns(modules: Sequence[CatsMLP]) -> None:
+    """`store_by_columns`, but for a W_down that several modules share: safetensors could not save it then."""
+    shared = Counter(id(_down_weight(module)) for module in modules)
+    for module in modules:
+        if shared[id(_down_weight(module))] == 1:
+            store_by_columns(module)
+
+
 def describe(model: nn.Module, config: CatsConfig | None) -> None:
     """Note in the Transformers configuration how the model is sparsified, for saving; None takes it out."""
     for module in model.modules():
         if hasattr(module, "save_pretrained") and hasattr(module, "config"):
             if config is not None:
+                if not isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
+                    _own_config(module)
                 module.config.quantization_config = config
             elif isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
                 del module.config.quantization_config
             return
+
+
+def _own_config(model: nn.Module) -> None:
+    """Give the model a copy of its configuration: another model may have been made of the same object."""
+    shared, own = model.config, copy.copy(model.config)
+    for module in model.modules():
+        if module.__dict__.get("config") is shared:
+            module.config = own
 
 
 def _set(modules: Sequence[CatsMLP], thresholds: Tensor, targets: Sequence[float]) -> None:

@@ -58,6 +58,11 @@ def find_gated_mlps(model: nn.Module) -> list[GatedMLP]:
             ) from None
         if layout is None:
             continue
+        if name.endswith("._orig_mod") and not isinstance(module, CatsMLP):
+            raise CatsError(
+                f"{name.removesuffix('._orig_mod')} was compiled by itself and would stay dense: "
+                "calibrate and sparsify the model first, then compile it."
+            )
         gate = module.get_submodule(layout.gate)
         found.append(
             GatedMLP(
@@ -280,7 +285,7 @@ def _summary(model: nn.Module) -> str:
     counts: dict[str, int] = {}
     for _, module in _slots(model):
         if any(
-            getattr(child, "weight", None) is not None and child.weight.ndim == 2
+            isinstance(getattr(child, "weight", None), torch.Tensor) and child.weight.ndim == 2
             for child in module.children()
         ):
             counts[type(module).__name__] = counts.get(type(module).__name__, 0) + 1

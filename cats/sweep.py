@@ -50,6 +50,7 @@ def sweep(
     documents = list(documents)
     check_sparsities(sparsities, len(sparsities))
     thresholds.check(model)
+    restore(model)  # one that is sparse already would be its own baseline
     dense = evaluation.document_nll(model, tokenizer, documents, **options)
     rows = [
         {

@@ -165,6 +165,7 @@ class Thresholds:
                 scale=_tensor(path, document, "scale") if "scale" in document else None,
             )
             expected = list(document["shape"])
+            list(thresholds.model.get("intermediate_sizes") or [])
         except (KeyError, TypeError, ValueError) as error:
             raise CatsError(f"The thresholds file {path} lacks or garbles {error}: make it again.") from error
         if list(values.shape) != expected or not thresholds.consistent():
@@ -199,10 +200,18 @@ class Thresholds:
         )
 
 
+def plain(sparsity):
+    """Python's own numbers, one or a list, in place of a tensor, an array or NumPy's numbers."""
+    if hasattr(sparsity, "tolist"):
+        return sparsity.tolist()
+    is_list = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    return [plain(value) for value in sparsity] if is_list else sparsity
+
+
 def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
     """Gate sparsities [L] (fp64) from one number or one per layer; raises CatsError outside [0, 1)."""
-    given = sparsity.tolist() if isinstance(sparsity, Tensor) else sparsity
-    given = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * layers
+    given = plain(sparsity)
+    given = given if isinstance(given, list) else [given] * layers
     if len(given) != layers:
         raise CatsError(
             f"{len(given)} sparsities were given for {layers} layers: give one, or one per layer."

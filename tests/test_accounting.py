@@ -2,7 +2,7 @@
 
 import pytest
 from toys import FAMILIES, constant_thresholds, toy
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from cats import CatsError, models, sparsify
 from cats.accounting import account
@@ -125,3 +125,10 @@ def test_wrong_input():
         account(AutoConfig.for_model("gpt2"))
     with pytest.raises(CatsError, match="has no causal language model"):
         account(AutoConfig.for_model("vit"))
+
+
+def test_a_model_without_an_output_head():
+    model = toy()
+    headless = account(model.model)
+    assert headless == account(model, lm_head=False) and headless.head_weights == 0
+    assert account(AutoModelForSequenceClassification.from_config(model.config)) == headless

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from toys import constant_thresholds, tokens, toy
 
-from cats import CatsError, cats_mlps, sparsify
+from cats import CatsError, cats_mlps, restore, sparsify
 from cats.activation import ACTIVATIONS, activation_name, cats, unrounded
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -146,3 +146,43 @@ def test_threshold_stays_fp32_when_the_model_is_cast():
     for module, t in zip(cats_mlps(model), before, strict=True):
         assert module.threshold.dtype == torch.float32 and torch.equal(module.threshold, t)
         assert module.gate_proj.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("prefill", ["masked", "dense"])
+def test_one_token_without_a_batch(prefill):
+    model = toy()
+    sparsify(model, constant_thresholds(model), 0.3, prefill=prefill)
+    module, x = cats_mlps(model)[0], torch.randn(32)
+    torch.testing.assert_close(module(x), module(x[None])[0])
+
+
+def test_a_hook_on_the_activation_is_called_for_few_tokens_too():
+    model = toy()
+    sparsify(model, constant_thresholds(model), 0.3)
+    module, x, called = cats_mlps(model)[0], torch.randn(1, 1, 32), []
+    with torch.no_grad():
+        assert module.reads_survivors_only(x)
+        module.act_fn.register_forward_hook(lambda *_: called.append(1))
+        module(x)
+    assert called
+
+
+def test_an_activation_under_a_name_of_the_module_itself():
+    model = toy()
+    expected = sparsify(toy(), constant_thresholds(model), 0.3)(tokens()).logits
+
+    class Renamed(nn.Module):
+        def __init__(self, mlp):
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+            self.activation = nn.SiLU()
+
+        def forward(self, x):
+            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+    for layer in model.model.layers:
+        layer.mlp = Renamed(layer.mlp)
+    dense = model(tokens()).logits
+    sparsify(model, constant_thresholds(model), 0.3)
+    assert torch.equal(model(tokens()).logits, expected)
+    assert torch.equal(restore(model)(tokens()).logits, dense)

@@ -249,8 +249,46 @@ def test_wrong_options(llama):
         calibrate(llama, text, weights=torch.ones(3, 81), progress=False)
     with pytest.raises(CatsError, match="Weights must be finite"):
         calibrate(llama, text, weights=torch.full((3, 80), torch.nan), progress=False)
+    for skip_first in (-3, 1.5):
+        with pytest.raises(CatsError, match=f"skip_first={skip_first} is not a number of tokens"):
+            calibrate(llama, text, skip_first=skip_first, progress=False)
     with pytest.raises(CatsError, match="change nothing"):
         calibrate(llama, text, weights=torch.ones(3, 80), per="neuron", progress=False)
+
+
+def test_a_layer_that_did_not_run_is_refused(llama):
+    llama.model.layers[1].forward = lambda hidden, *_, **__: hidden
+    with pytest.raises(CatsError, match=r"model\.layers\.1\.mlp was not called on every token"):
+        calibrate(llama, batches(1), progress=False)
+    llama.model.layers[1] = llama.model.layers[0]  # serves twice
+    assert calibrate(llama, batches(1), progress=False).layers == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        batches(1)[0],
+        ["text"],
+        [tokens()],
+        [{"ids": tokens()}],
+        [{"input_ids": tokens()[0]}],
+        [{"input_ids": tokens().tolist()}],
+        [{"input_ids": tokens(2, 0)}],
+    ],
+)
+def test_batches_of_another_form_are_refused(llama, text):
+    with pytest.raises(CatsError, match="A batch must be"):
+        calibrate(llama, text, progress=False)
+
+
+def test_models_that_one_threshold_a_layer_does_not_fit_are_refused(llama):
+    llama.model.layers[1].mlp.act_fn = torch.nn.GELU()
+    with pytest.raises(CatsError, match="The layers differ in activation"):
+        calibrate(llama, batches(1), progress=False)
+    model = toy()
+    model.config.is_encoder_decoder = True
+    with pytest.raises(CatsError, match="LlamaForCausalLM is an encoder-decoder"):
+        calibrate(model, batches(1), progress=False)
 
 
 def test_activations_that_are_not_finite_are_refused(llama):

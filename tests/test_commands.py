@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 
 import cats_cli
-from cats import checkpoints
+from cats import checkpoints, models, restore, sparsify
 from cats.thresholds import Thresholds
 
 
@@ -276,3 +276,18 @@ def test_generate_continues_the_prompt(here, capsys):
     assert out.startswith("The capital of France is")
     assert len(out.strip()) > len("The capital of France is")
     assert "tokens in" in err
+
+
+def test_a_model_that_is_sparse_already_is_measured_dense_too(here, capsys, monkeypatch, smollm):
+    monkeypatch.setattr(models, "load", lambda *_, **__: smollm)
+    lines = (
+        "perplexity --thresholds good.json --sparsity 0.9 --documents 2 --sequence-length 64",
+        "generate 'The capital of France is' --sparsity 0 --new-tokens 4",
+    )
+    expected = [run(capsys, line)[1] for line in lines]
+    try:
+        for line, out in zip(lines, expected, strict=True):
+            sparsify(smollm.model, Thresholds.load("good.json"), 0.9)
+            assert run(capsys, line)[1] == out
+    finally:
+        restore(smollm.model)

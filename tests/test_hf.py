@@ -233,3 +233,20 @@ def test_dense_model_with_a_saved_config_needs_a_file(saved):
         AutoModelForCausalLM.from_pretrained(
             saved / "dense", quantization_config=sparse.config.quantization_config
         )
+
+
+@pytest.mark.parametrize(
+    "change", [dict(unknown=1), dict(thresholds="nofile.json"), dict(sparsity=2), dict(thresholds=None)]
+)
+def test_an_edited_config_is_refused_in_a_sentence(saved, change):
+    load_sparse(saved).save_pretrained(saved / "sparse")
+    file = saved / "sparse" / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"] |= change
+    file.write_text(json.dumps(config))
+    with pytest.raises(CatsError):
+        AutoModelForCausalLM.from_pretrained(saved / "sparse")
+    del config["quantization_config"]["sparsity"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(CatsError, match="lacks or garbles a setting"):
+        AutoModelForCausalLM.from_pretrained(saved / "sparse")

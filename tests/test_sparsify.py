@@ -2,9 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from toys import FAMILIES, batches, constant_thresholds, tokens, toy
+from transformers import AutoModelForCausalLM
 
 from cats import (
     CatsError,
@@ -73,6 +75,18 @@ def test_down_projection_is_stored_once_by_columns():
         assert module.w_down_t.data_ptr() == module.down_proj.weight.data_ptr()
 
 
+def test_a_shared_down_projection_stays_by_rows(llama, tmp_path):
+    """Transformers saves shared weights that the model declares, by rows alone."""
+    first, last = (llama.model.layers[number].mlp.down_proj for number in (0, 2))
+    last.weight = first.weight
+    llama._tied_weights_keys = llama.all_tied_weights_keys = {
+        "model.layers.2.mlp.down_proj.weight": "model.layers.0.mlp.down_proj.weight"
+    }
+    sparsify(llama, constant_thresholds(llama), 0.5)
+    assert [module.w_down_t.is_contiguous() for module in cats_mlps(llama)] == [False, True, False]
+    llama.save_pretrained(tmp_path)
+
+
 def test_sparsity_by_layer_and_anew(llama):
     thresholds = calibrate(llama, batches(), progress=False)
     wanted = [0.1, 0.5, 0.9]
@@ -95,11 +109,45 @@ def test_threshold_per_neuron(llama):
     assert abs(meter.overall - 0.5) < 0.02
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_is_not_metered_whatever_the_cache(family, attention):
+    model = toy(family)
+    model.set_attn_implementation(attention)
+    sparsify(model, calibrate(model, batches(), progress=False), 0.5)
+    mask = torch.ones(3, 20, dtype=torch.int64)
+    mask[1, :6] = mask[2, :11] = 0
+    options = dict(attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    seen = []
+    for cache in ("dynamic", "static"):
+        with SparsityMeter(model) as meter:
+            model.generate(tokens(3, 20) * mask, cache_implementation=cache, **options)
+        seen.append((meter.tokens, round(meter.overall, 3)))
+    assert seen[0] == seen[1] and meter.tokens == int(mask.sum()) + 3 * 5
+
+
+def test_a_mask_that_hides_which_tokens_are_padding_is_refused(llama):
+    sparsify(llama, constant_thresholds(llama), 0.5)
+    with SparsityMeter(llama), pytest.raises(CatsError, match="does not say which tokens are padding"):
+        llama(tokens(1, 4), attention_mask=torch.ones(1, 4, 3, dtype=torch.bool)[None])
+
+
 def test_everything_is_dropped_near_one():
     model = toy()
     sparsify(model, constant_thresholds(model, most=1e6), 0.999)
     module = cats_mlps(model)[0]
     assert module(torch.randn(1, 3, 32)).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [0.5, torch.tensor(0.5), np.float32(0.5), [np.float64(0.5)] * 3, np.full(3, 0.5), torch.full((3,), 0.5)],
+)
+def test_numbers_of_other_libraries_are_saved_too(llama, tmp_path, sparsity):
+    sparsify(llama, constant_thresholds(llama), sparsity)
+    llama.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert [module.sparsity for module in cats_mlps(again)] == [0.5] * 3
 
 
 @pytest.mark.parametrize(
@@ -154,6 +202,15 @@ def test_dense_model_has_nothing_to_meter_or_restore(llama):
     restore(llama)
 
 
+def test_models_of_one_configuration_object_do_not_share_it(llama, tmp_path):
+    twin = type(llama)(llama.config)
+    sparsify(llama, constant_thresholds(llama), 0.5)
+    assert not hasattr(twin.config, "quantization_config")
+    assert llama.model.config is llama.config and llama.model.layers[0].self_attn.config is llama.config
+    llama.save_pretrained(tmp_path)
+    assert len(cats_mlps(AutoModelForCausalLM.from_pretrained(tmp_path))) == 3
+
+
 def test_deep_copies_do_not_share_thresholds(llama):
     thresholds = constant_thresholds(llama)
     sparsify(llama, thresholds, 0.5)
@@ -171,6 +228,22 @@ def test_training_mode_is_kept(llama):
     llama.eval()
     restore(llama)
     assert not any(module.training for module in llama.modules())
+
+
+def test_sparsified_in_inference_mode_trains_later(llama):
+    thresholds = calibrate(llama, batches(), progress=False)
+    with torch.inference_mode():
+        sparsify(llama, thresholds, 0.5)
+    set_sparsity(llama, thresholds, 0.7)
+    llama(tokens(), labels=tokens()).loss.backward()
+    llama.zero_grad()
+    with torch.inference_mode():
+        restore(llama)
+        model = toy()
+        model(tokens())
+        set_sparsity(sparsify(model, thresholds, 0.5), thresholds, 0.7)
+        assert torch.isfinite(model(tokens()).logits).all()
+    llama(tokens(), labels=tokens()).loss.backward()
 
 
 def test_compiled_without_graph_breaks(llama):

@@ -187,11 +187,27 @@ def test_lookalikes_are_refused(forward):
         find_gated_mlps(Holder(lookalike()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dynamic_quantization_leaves_no_gated_mlp():
+    model = torch.ao.quantization.quantize_dynamic(toy(), {nn.Linear})
+    with pytest.raises(CatsError, match=r"has no gated MLP .*: found no linear layers"):
+        find_gated_mlps(model)
+
+
 def test_replaced_forward_is_refused():
     mlp = MLP()
     mlp.forward = lambda x: x
     with pytest.raises(CatsError, match="replaced by another library"):
         find_gated_mlps(Holder(mlp))
+
+
+def test_a_compiled_module_is_refused():
+    model = toy()
+    model.model.layers[1].mlp = torch.compile(model.model.layers[1].mlp, backend="eager")
+    with pytest.raises(CatsError, match=r"layers\.1\.mlp was compiled by itself and would stay dense"):
+        find_gated_mlps(model)
+    model = torch.compile(toy(), backend="eager")
+    assert len(find_gated_mlps(model)) == 3
 
 
 def test_quantized_weights_are_refused():

@@ -44,6 +44,14 @@ def test_each_row_is_what_one_sparsity_scores_and_the_model_stays_dense(parts):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_sparse_model_is_not_its_own_baseline(parts):
+    model, thresholds = parts
+    expected = sweep(model, Letters(), thresholds, TEXTS, [0.5], max_length=64, progress=False).results
+    sparsify(model, thresholds, 0.9)
+    results = sweep(model, Letters(), thresholds, TEXTS, [0.5], max_length=64, progress=False).results
+    assert results.equals(expected)
+
+
 def test_documents_add_up_to_the_mean(parts):
     model, thresholds = parts
     result = sweep(model, Letters(), thresholds, TEXTS, [0.7], max_length=64, progress=False)

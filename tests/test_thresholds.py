@@ -101,6 +101,7 @@ def edited(path, **changes):
         ({"schema": None}, "has schema None"),
         ({"values": None}, "lacks or garbles 'values'"),
         ({"model": None}, "lacks or garbles 'model'"),
+        ({"model": {"intermediate_sizes": 96}}, "lacks or garbles"),
         ({"grid": "many"}, "lacks or garbles"),
         ({"values": [[0, 1, 2]]}, "is inconsistent"),
         ({"values": [[0, 2, 1], [0, 1, 2]]}, "is inconsistent"),
