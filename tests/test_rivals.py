@@ -425,17 +425,17 @@ def test_centres_are_medians_and_weights_sizes_of_up(model, text):
         hook.remove()
     valid = torch.cat([batch["attention_mask"].bool() for batch in text])
     gate, up = (torch.cat(seen[name])[valid] for name in ("gate_proj", "up_proj"))
-    assert len(gate) < 2 * centred._SAMPLE, "all of so short a text is in the sample"
+    assert len(gate) < 2 * centred._MEDIANS, "all of so short a text is in the sample"
     assert torch.equal(state.gates[2], gate.median(0).values)
     torch.testing.assert_close(state.weights[2], up.pow(2).mean(0).sqrt())
 
 
 def test_a_sample_is_evenly_spaced():
-    sample = centred._Sample()
+    sample = centred._Sample(512)
     for begin in range(0, 5000, 130):
         sample.see(torch.arange(begin, begin + 130)[:, None])
     rows = sample.rows[:, 0]
-    assert centred._SAMPLE <= len(rows) < 2 * centred._SAMPLE
+    assert 512 <= len(rows) < 1024
     assert rows[0] == 0 and (rows.diff() == rows[1]).all() and rows[-1] > 5000 - rows[1]
 
 

@@ -20,7 +20,7 @@ from cats.criteria.sited import Quantiles, SitedRule, neuron_site, parts, watch,
 from cats.sites import Site
 from cats.structure import GatedMLP
 
-_SAMPLE = 512  # tokens for the medians, at least, where the text has so many
+_MEDIANS, _ERRORS = 512, 128  # tokens in the samples, at least, where the text has so many
 _FLOOR = 1e-3  # of the mean square of an output
 
 
@@ -55,7 +55,7 @@ class Centred(SitedRule):
 
         def see(mlp: GatedMLP, part: str, x: Tensor) -> None:
             if part == "gate":
-                gates.setdefault(mlp.layer, _Sample()).see(x)
+                gates.setdefault(mlp.layer, _Sample(_MEDIANS)).see(x)
             else:
                 squares[mlp.layer] = squares.get(mlp.layer, 0) + x.float().pow(2).sum(0).double()
 
@@ -67,7 +67,7 @@ class Centred(SitedRule):
         for layer, sample in gates.items():
             state.gates[layer] = sample.rows.median(0).values
             state.weights[layer] = (squares[layer] / tokens).sqrt().float()
-        modules = [(inputs.setdefault(mlp.layer, _Sample()), gate) for mlp, gate, _, _ in parts(model)]
+        modules = [(inputs.setdefault(mlp.layer, _Sample(_ERRORS)), gate) for mlp, gate, _, _ in parts(model)]
         watch(model, modules, batches, lambda sample, x: sample.see(x), progress=progress)
         state.inputs = {layer: sample.rows for layer, sample in inputs.items()}
         watch_neurons(model, ("gate",), batches, score, progress=progress)
@@ -119,17 +119,17 @@ class Centred(SitedRule):
 
 
 class _Sample:
-    """Rows [_SAMPLE … 2 _SAMPLE, n] of a stream, evenly spaced, fewer where it is shorter."""
+    """Rows [least … 2 least, n] of a stream, evenly spaced, fewer where it is shorter."""
 
-    def __init__(self):
-        self.rows: Tensor | None = None
+    def __init__(self, least: int):
+        self.least, self.rows = least, None
         self._seen, self._stride = 0, 1
 
     def see(self, x: Tensor) -> None:
         taken = x[-self._seen % self._stride :: self._stride].float().cpu()
         self._seen += len(x)
         self.rows = taken if self.rows is None else torch.cat([self.rows, taken])
-        while len(self.rows) >= 2 * _SAMPLE:
+        while len(self.rows) >= 2 * self.least:
             self.rows = self.rows[::2]
             self._stride *= 2
 
