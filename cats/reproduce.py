@@ -219,17 +219,24 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path,
     os.environ["CATS_CACHE"] = str(paths.CACHE)  # the kernel works in another folder
     # Waiting threads sleep: beside other work, spinning ones made a forward pass ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    run = functools.partial(
+        papermill.execute_notebook,
+        notebook,
+        partial,
+        parameters=parameters,
+        kernel_name="python3",
+        language="python",
+        progress_bar=progress and sys.stderr.isatty(),
+        cwd=folder,
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no line about each kernel's start and end
+    )
     try:
-        return papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=progress and sys.stderr.isatty(),
-            cwd=folder,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no line about each kernel's start and end
-        )
+        try:
+            return run()
+        except RuntimeError as error:
+            if isinstance(error, DeadKernelError) or "Kernel died before" not in str(error):
+                raise
+            return run()  # kernels that start at once can draw the same port
     except PapermillExecutionError as error:
         first = next(line for line in error.source.splitlines() if line.strip())
         reason = f"{error.ename}: {error.evalue}" if error.ename != "CatsError" else error.evalue

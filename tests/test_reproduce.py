@@ -57,6 +57,21 @@ def printed(file) -> str:
     return "".join(out.text for cell in chapters.read(file).cells for out in cell.outputs)
 
 
+def test_a_kernel_that_does_not_start_is_started_again(book, tmp_path, monkeypatch):
+    """Kernels that start at once can draw one port; Jupyter says that the later one died."""
+    execute, failures = reproduce.papermill.execute_notebook, ["once"]
+
+    def unlucky(*given, **options):
+        if failures:
+            failures.pop()
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return execute(*given, **options)
+
+    monkeypatch.setattr(reproduce.papermill, "execute_notebook", unlucky)
+    [run] = reproduce.reproduce(["01"], output=tmp_path / "out")
+    assert printed(run.file) == "2\n" and not failures
+
+
 def test_runs_every_chapter_under_a_profile_and_leaves_the_committed_ones(book, tmp_path):
     runs = reproduce.reproduce(profile="other", output=tmp_path / "out")
     assert [run.chapter for run in runs] == ["01_first", "02_second"]
