@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -132,12 +131,7 @@ def _side_by_side(work: list[tuple], jobs: int) -> Iterator[Run]:
         tqdm(total=len(work), unit="chapter", disable=None) as bar,
     ):
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes begin with it blocked
-            try:
-                futures = [pool.submit(_run_beside, *each) for each in work]
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(_run, *each, progress=False) for each in work]):
                 run = future.result()
                 bar.write(str(run), file=sys.stdout)
                 bar.update()
@@ -148,19 +142,6 @@ def _side_by_side(work: list[tuple], jobs: int) -> Iterator[Run]:
 
 def _take_share(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # kernels inherit it
-
-
-def _run_beside(*work) -> Run:
-    """`_run`; Control-C, also one that came while this process imported, ends it and what waits behind it."""
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        return _run(*work, progress=False)
-    except KeyboardInterrupt:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.raise_signal(signal.SIGINT)
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _check_types(given: Mapping, defaults: Mapping) -> None:

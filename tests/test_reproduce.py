@@ -1,13 +1,6 @@
 """Running chapters, on a book of two tiny ones."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import nbformat
-import psutil
 import pytest
 import yaml
 
@@ -88,29 +81,6 @@ def test_chapters_at_a_time_give_what_one_after_another_gives(book, tmp_path, ca
     assert printed(tmp_path / "out" / "02_second.ipynb") == "other" * 5 + "\n"
     lines = capfd.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines) == ["01_first", "02_second"]
-
-
-def test_control_c_while_processes_import_is_one_sentence(tmp_path):
-    arguments = [sys.executable, "-m", "cats_cli", "reproduce", "1", "2", "--output", str(tmp_path)]
-    begun = subprocess.Popen(
-        arguments, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    spawned = []
-    while begun.poll() is None and len(spawned) < 2:
-        children = psutil.Process(begun.pid).children()
-        spawned = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        time.sleep(0.1)
-    os.killpg(begun.pid, signal.SIGINT)
-    try:
-        _, err = begun.communicate(timeout=120)
-    finally:
-        if begun.poll() is None:
-            os.killpg(begun.pid, signal.SIGKILL)
-    assert begun.returncode == 130 and "Traceback" not in err
-    assert (
-        err.strip().splitlines()[-1]
-        == "cats: interrupted; the same command keeps the chapters that are done."
-    )
 
 
 def test_parameters_go_over_the_profile(book, tmp_path):
