@@ -174,7 +174,7 @@ class CatsMLP(nn.Module):
         act = getattr(self, self.layout.act) if isinstance(self.layout.act, str) else self.layout.act
         return (
             all(_is_plain(part, x) for part in parts)
-            and not (isinstance(act, nn.Module) and _is_hooked(act))
+            and not (isinstance(act, nn.Module) and is_hooked(act))
             and self.w_down_t.is_contiguous()
             and not torch.is_autocast_enabled(x.device.type)
             and 0 < self.sparsity  # at 0 the layer stays the dense one, bit for bit
@@ -236,9 +236,10 @@ def _is_plain(linear: nn.Module, x: Tensor) -> bool:
         and type(linear.weight) is nn.Parameter
         and linear.weight.dtype == x.dtype
         and linear.weight.device == x.device
-        and not _is_hooked(linear)
+        and not is_hooked(linear)
     )
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something waits for calls of the module, which then has to be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))

@@ -13,6 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
+from cats.activation import is_hooked
+
 PLAIN = (
     LlamaAttention,
     MistralAttention,
@@ -180,9 +182,7 @@ def _plain_projections(module: nn.Module) -> bool:
     """Whether a fused weight may be read in place of calling them: no adapter, quantisation or hook."""
     return (
         all(
-            type(each) is nn.Linear
-            and type(each.weight) is nn.Parameter
-            and not (each._forward_hooks or each._forward_pre_hooks or hasattr(each, "_hf_hook"))
+            type(each) is nn.Linear and type(each.weight) is nn.Parameter and not is_hooked(each)
             for each in _projections(module)
         )
         and len({each.bias is None for each in _projections(module)}) == 1

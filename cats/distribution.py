@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 
 from cats import reference_code
 from cats.activation import CatsMLP
-from cats.calibration import FOLDS, watched
+from cats.calibration import FOLDS
 from cats.errors import CatsError
 from cats.histogram import Binning, count, quantiles, shares_below
 from cats.observation import Observation
+from cats.streaming import watched
 from cats.structure import find_gated_mlps
 
 

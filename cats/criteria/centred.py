@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cats.activation import ACTIVATIONS
-from cats.criteria.sited import Quantiles, SitedRule, neuron_site, parts, watch, watch_neurons
+from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, parts, watch, watch_neurons
 from cats.sites import Site
 from cats.structure import GatedMLP
 
@@ -85,8 +85,9 @@ class Centred(SitedRule):
         wanted = mlp.module(x).float()
         sizes = wanted.pow(2).sum(-1)
         sizes += _FLOOR * sizes.mean()
-        errors, sites = [], [self.of(mlp, gate, state, sparsity, centred) for centred in (False, True)]
-        for site in filter(None, sites):
+        sites = [self.of(mlp, gate, state, sparsity, centred) for centred in (False, True)]
+        sites, errors = [site for site in sites if site is not None], []
+        for site in sites:
             site.attach()
             errors.append(float(((mlp.module(x).float() - wanted).pow(2).sum(-1) / sizes).mean()))
             site.detach()
@@ -100,10 +101,10 @@ class Centred(SitedRule):
         dropped = sparsity + extra / (2 * mlp.hidden_size * mlp.intermediate_size)
         if dropped >= 1:
             return None
-        threshold = state.scores.at((mlp.layer, centred), dropped)
+        enough = at_least(state.scores.at((mlp.layer, centred), dropped))
 
         def keep(x: Tensor, call=None) -> Tensor:
-            return ~(self._score(mlp, state, x, centred) < threshold)
+            return enough(self._score(mlp, state, x, centred))
 
         fill = state.gates[mlp.layer].to(gate.weight) if centred else 0.0
         return neuron_site(mlp, "gate", keep, fill=fill, extra=extra)

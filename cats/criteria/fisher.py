@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cats.criteria.gradients import stream_gradients
 from cats.criteria.rule import Fit, WeightedRule
-from cats.criteria.streaming import stream_gradients
 from cats.thresholds import Thresholds, interpolate
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cats.calibration import calibrate
 from cats.criteria.rule import WeightedRule
-from cats.criteria.streaming import stream
+from cats.streaming import stream
 
 _NEAR = (0.5, 1.5)  # of t_j: tokens that decide whether t_j should rise or fall
 _PRIOR = 16  # tokens' worth of the neuron's overall mean square, for neurons with few such tokens

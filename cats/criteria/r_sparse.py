@@ -123,8 +123,8 @@ def _rank(weight: nn.Parameter, split: float) -> int:
 
 
 def _weighted(place: Place, state: RSparseState, share: float):
-    threshold, norms = state.scores.at(place.key, share), state.norms[place.key]
-    return lambda x, call=None: ~((x.float() * norms).abs() < threshold)
+    keep, norms = at_least(state.scores.at(place.key, share)), state.norms[place.key]
+    return lambda x, call=None: keep(x.float() * norms)
 
 
 def _through(first: Tensor, second: Tensor):

@@ -1,5 +1,4 @@
-"""Run a model over calibration batches while something watches its MLPs, or what they contribute to the
-loss."""
+"""Run a model over calibration batches while something watches what its MLPs contribute to the loss."""
 
 from collections.abc import Callable
 
@@ -9,27 +8,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cats.activation import CatsMLP
-from cats.calibration import watched
-from cats.observation import Observation
+from cats.streaming import watched
 from cats.structure import cats_mlps
-
-
-def stream(
-    model: nn.Module,
-    batches,
-    see: Callable[[int, CatsMLP, Tensor, Tensor], None],
-    *,
-    progress: bool = True,
-) -> int:
-    """Call `see(layer, module, z, up)` as `cats.observation.Observation` does; returns the valid tokens."""
-    decoder = model.get_decoder()
-    tokens = 0
-    with watched(model), Observation(decoder, see), torch.no_grad():
-        for batch in _shown(batches, "observing", progress):
-            ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-            tokens += int(batch["attention_mask"].sum())
-    return tokens
 
 
 def stream_gradients(
@@ -50,7 +30,9 @@ def stream_gradients(
         try:
             for layer, module in enumerate(modules):
                 module.combine = _watching(layer, module, see)
-            for batch in _shown(batches, "observing gradients", progress):
+            for batch in tqdm(
+                batches, desc="observing gradients", unit="batch", disable=None if progress else True
+            ):
                 ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
                 with torch.enable_grad():
                     inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -77,7 +59,3 @@ def _watching(layer: int, module: CatsMLP, see) -> Callable[[Tensor, Tensor], Te
         return product
 
     return combine
-
-
-def _shown(batches, what: str, progress: bool):
-    return tqdm(batches, desc=what, unit="batch", disable=None if progress else True)
