@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from filelock import FileLock
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,6 +18,7 @@ from cats.errors import CatsError
 from cats.fetch import fetch, sha256_of
 from cats.sources import SOURCES
 
+PROBE = "The capital of France is"
 _SCHEMA = 1
 
 
@@ -25,17 +27,19 @@ class Embedded:
     """How an embedded model is kept: the weights' dtype on disk and the geometry known without any download.
 
     A 4-bit GGUF weight is scale · integer + offset in fp32. float32 on disk keeps it exactly; bfloat16 on
-    disk equals loading the GGUF in bfloat16, at half the size.
+    disk equals loading the GGUF in bfloat16, at half the size. `probe`: the token ids of PROBE.
     """
 
     dtype: torch.dtype
     config: dict
+    probe: tuple[int, ...]
     licence_opt_in: bool = False
 
 
 EMBEDDED = {
     "smollm2-135m-instruct": Embedded(
         dtype=torch.float32,
+        probe=(504, 3575, 282, 4649, 314),
         config=dict(
             model_type="llama",
             hidden_size=576,
@@ -55,6 +59,7 @@ EMBEDDED = {
     ),
     "qwen2.5-coder-1.5b-instruct": Embedded(
         dtype=torch.bfloat16,
+        probe=(785, 6722, 315, 9625, 374),
         config=dict(
             model_type="qwen2",
             hidden_size=1536,
@@ -74,6 +79,7 @@ EMBEDDED = {
     ),
     "gemma-3-270m": Embedded(
         dtype=torch.float32,
+        probe=(2, 818, 5279, 529, 7001, 563),
         licence_opt_in=True,
         config=dict(
             model_type="gemma3_text",
@@ -107,6 +113,16 @@ def model_folder(name: str) -> Path:
                 _convert(name, gguf, folder)
     _verify(folder)
     return folder
+
+
+def check_tokenizer(name: str, tokenizer) -> None:
+    """Raise CatsError where token ids are not the model's own: Transformers 5.17 reads Gemma's wrongly, after
+    which the model runs, at the loss of noise."""
+    if tuple(tokenizer(PROBE).input_ids) != EMBEDDED[name].probe:
+        raise CatsError(
+            f"Transformers {transformers.__version__} reads the tokenizer of {name} wrongly: install the "
+            f"version of requirements.lock, delete the folder {paths.CACHE / 'models'} and run again."
+        )
 
 
 def _check_licence(name: str) -> None:

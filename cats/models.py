@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from cats import memory
-from cats.embedded import EMBEDDED, model_folder
+from cats.embedded import EMBEDDED, check_tokenizer, model_folder
 from cats.errors import CatsError
 from cats.geometries import GEOMETRIES
 from cats.sources import SOURCES
@@ -73,6 +73,7 @@ def load(
     model = _from_pretrained(AutoModelForCausalLM, name, source, dtype=DTYPES[dtype], **spread)
     tokenizer = _from_pretrained(AutoTokenizer, name, source)
     if name in EMBEDDED:
+        check_tokenizer(name, tokenizer)
         model.config.name_or_path = name  # not a path into this machine's cache
     return _loaded(model if spread else model.to(device), tokenizer, identity, weights="trained")
 

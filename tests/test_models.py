@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,6 +182,16 @@ def test_licence_has_to_be_accepted(monkeypatch):
     with pytest.raises(CatsError, match="set CATS_ACCEPT_LICENCE=gemma-3-270m to load it"):
         models.load("gemma-3-270m")
     assert models.config("gemma-3-270m").model_type == "gemma3_text"
+
+
+def test_a_tokenizer_that_was_read_wrongly_is_told(smollm):
+    class Letters:
+        def __call__(self, text):
+            return SimpleNamespace(input_ids=[ord(letter) for letter in text])
+
+    embedded.check_tokenizer(models.DEFAULT, smollm.tokenizer)
+    with pytest.raises(CatsError, match="reads the tokenizer of smollm2-135m-instruct wrongly: install"):
+        embedded.check_tokenizer(models.DEFAULT, Letters())
 
 
 def test_cached_model_is_verified(tmp_path):
