@@ -69,6 +69,8 @@ class Decoder:
         self.on_gpu = self.device.type == "cuda"
         self._step = self._decode_one
         if self.on_gpu and options is not None:
+            limits = torch._dynamo.config  # one compilation for each model that a process decodes with
+            limits.recompile_limit = max(limits.recompile_limit, 256)
             self._step = torch.compile(self._decode_one, fullgraph=True, dynamic=False, options=options)
         self.graph: torch.cuda.CUDAGraph | None = None
 

@@ -238,7 +238,7 @@ def test_soft_prompts_are_refused_and_adapters_are_not(kind):
 @pytest.mark.parametrize(
     ("model_type", "more", "what"),
     [
-        ("recurrent_gemma", dict(lru_width=64, num_hidden_layers=3), "linear_attention"),
+        ("recurrent_gemma", dict(lru_width=64, num_hidden_layers=3), "linear_attention|a recurrent state"),
         ("lfm2", dict(layer_types=["conv", "full_attention"]), "conv"),
         ("qwen3_5_text", dict(num_hidden_layers=4), "linear_attention"),
         ("minimax", dict(num_local_experts=2), "linear_attention"),

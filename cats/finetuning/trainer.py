@@ -138,10 +138,12 @@ class CatsTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss on labels, or with a teacher (1 - w) of it and w of KL(teacher || student), in nats."""
+        bare = {key: value for key, value in inputs.items() if key != "labels"}
+        # a cache would be memory for nothing, and have each layer compiled anew where layers are
+        inputs = {**inputs, "use_cache": False}
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weight = self.recipe.distil
-        bare = {key: value for key, value in inputs.items() if key != "labels"}
         expected = self.teacher.logits(self.accelerator.unwrap_model(model), model, bare)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         targets = inputs["labels"][:, 1:] != -100
@@ -214,10 +216,11 @@ class CatsTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"][:, 1:]
         mask = inputs["attention_mask"]
-        bare = self.accelerator.unwrap_model(self.model)
-        meter = SparsityMeter(bare, per_token=True) if places(bare) else None
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        meter = SparsityMeter(unwrapped, per_token=True) if places(unwrapped) else None
         with torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
-            logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits[:, :-1]
+            bare = {key: value for key, value in inputs.items() if key != "labels"}
+            logits = model(**bare, use_cache=False).logits[:, :-1]
         nats = torch.stack(  # row by row: logits of one row in fp32 are memory enough
             [
                 functional.cross_entropy(row.float(), targets, reduction="sum")
