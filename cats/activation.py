@@ -111,6 +111,8 @@ class CatsMLP(nn.Module):
     module: `cats.masking` counts and applies its policies there.
     """
 
+    _exact = ("threshold",)
+
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
         super().__init__()
         # in a tuple, so that it is not a submodule: its parameters would be counted and saved twice
@@ -217,11 +219,13 @@ class CatsMLP(nn.Module):
         return weight.chunk(2)[half] if self.layout.fused else weight
 
     def _apply(self, fn, recurse=True):
-        before = self.threshold
+        held = {name: getattr(self, name) for name in self._exact}
         super()._apply(fn, recurse)
-        after = self.threshold
-        if after.dtype != torch.float32:  # .half(), .to(bfloat16): move with the model, keep the precision
-            self.threshold = before.to(after.device) if before.device.type != "meta" else after.float()
+        for name, before in held.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float32:  # .half(), .to(bfloat16): move with the model, stay exact
+                exact = before.to(after.device) if before.device.type != "meta" else after.float()
+                setattr(self, name, exact)
         return self
 
     def extra_repr(self) -> str:

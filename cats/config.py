@@ -16,8 +16,8 @@ class CatsConfig(QuantizationConfigMixin):
 
     `thresholds`: a thresholds file or a Thresholds, to sparsify a dense model as it loads. Afterwards, and in
     config.json, what those were calibrated on: the values in use are saved with the weights. `prefill`:
-    "masked" or "dense". `per`: "layer" or "neuron", read from the thresholds. Raises CatsError for values
-    that cannot be.
+    "masked" or "dense". `per`: "layer" or "neuron", read from the thresholds. `centred`: layers of the rule
+    of that name, in a saved model. Raises CatsError for values that cannot be.
     """
 
     def __init__(
@@ -27,12 +27,14 @@ class CatsConfig(QuantizationConfigMixin):
         *,
         prefill: str = "masked",
         per: str = "layer",
+        centred: Sequence[int] = (),
         quant_method: str = "cats",
     ):
         self.quant_method = quant_method
         self.sparsity = plain(sparsity)
         self.prefill = prefill
         self.per = per
+        self.centred = list(centred)
         self.calibrated: Thresholds | None = None
         if isinstance(thresholds, (str, os.PathLike)):
             thresholds = Thresholds.load(thresholds)
@@ -67,7 +69,9 @@ class CatsConfig(QuantizationConfigMixin):
 
     def applied(self) -> "CatsConfig":
         """The same without threshold values: what a model that has them in its weights keeps."""
-        return CatsConfig(self.sparsity, self.thresholds, prefill=self.prefill, per=self.per)
+        return CatsConfig(
+            self.sparsity, self.thresholds, prefill=self.prefill, per=self.per, centred=self.centred
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -75,5 +79,6 @@ class CatsConfig(QuantizationConfigMixin):
             "sparsity": self.sparsity,
             "prefill": self.prefill,
             "per": self.per,
+            **({"centred": self.centred} if self.centred else {}),
             "thresholds": self.thresholds,
         }

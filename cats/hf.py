@@ -35,7 +35,8 @@ class CatsQuantizer(HfQuantizer):
             return
         targets = sparsities(config.sparsity, len(mlps)).tolist()
         _check_saved(checkpoint_files, len(mlps))
-        for module, sparsity in zip(swap_in(model, mlps, prefill=config.prefill), targets, strict=True):
+        modules = swap_in(model, mlps, prefill=config.prefill, centred=config.centred)
+        for module, sparsity in zip(modules, targets, strict=True):
             module.sparsity = sparsity
             shape = (module.intermediate_size,) if config.per == "neuron" else ()
             module.threshold = torch.zeros(shape, dtype=torch.float32, device=module.threshold.device)

@@ -2,13 +2,14 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import wraps
 
 import torch
 from torch import Tensor, nn
 
 from cats.activation import CatsMLP
+from cats.centring import CentredMLP, is_centred
 from cats.config import CatsConfig
 from cats.errors import CatsError
 from cats.structure import GatedMLP, cats_mlps, find_gated_mlps, places
@@ -42,6 +43,8 @@ def sparsify(
     CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
     """
     config = CatsConfig(sparsity, thresholds, prefill=prefill).applied()
+    if is_centred(model.modules()):
+        restore(model)
     mlps = find_gated_mlps(model)
     check_weights(mlps)
     thresholds.check(mlps)
@@ -49,6 +52,37 @@ def sparsify(
     modules = swap_in(model, mlps, prefill=prefill)
     store_all_by_columns(modules)
     _set(modules, t, sparsities(sparsity, len(modules)).tolist())
+    describe(model, config)
+    return model
+
+
+@_outside_inference_mode
+def centre(
+    model: nn.Module,
+    thresholds: Sequence[Tensor],
+    centres: Sequence[Tensor | None],
+    sparsity: float,
+    *,
+    calibrated: dict,
+) -> nn.Module:
+    """Replace every gated MLP of `model` by one of rule `centred`, or where its centre is None by a CatsMLP.
+
+    `thresholds`, `centres`: by layer, [m]; `sparsity`: the rule's; `calibrated`: what config.json says about
+    them. Raises CatsError where the weights are not in memory, before anything is changed.
+    """
+    restore(model)
+    mlps = find_gated_mlps(model)
+    check_weights(mlps)
+    layers = [layer for layer, each in enumerate(centres) if each is not None]
+    config = CatsConfig(sparsity, calibrated, per="neuron", centred=layers)
+    modules = swap_in(model, mlps, prefill=config.prefill, centred=layers)
+    store_all_by_columns(modules)
+    for module, threshold, each in zip(modules, thresholds, centres, strict=True):
+        module.sparsity = sparsity
+        if each is None:
+            module.threshold = threshold.float().to(module.threshold.device)
+        else:
+            module.set(threshold, each)
     describe(model, config)
     return model
 
@@ -77,15 +111,19 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
-def swap_in(model: nn.Module, mlps: Sequence[GatedMLP], *, prefill: str) -> list[CatsMLP]:
-    """Replace the dense modules of `mlps` by CatsMLP of threshold zero; those already sparse stay."""
+def swap_in(
+    model: nn.Module, mlps: Sequence[GatedMLP], *, prefill: str, centred: Container[int] = ()
+) -> list[CatsMLP]:
+    """Replace the dense modules of `mlps` by CatsMLP of threshold zero, in the layers `centred` by
+    CentredMLP; those already sparse stay."""
     modules = []
     for mlp in mlps:
         module = mlp.module
         if isinstance(module, CatsMLP):
             module.prefill = prefill
         else:
-            module = CatsMLP(module, mlp.layout, prefill=prefill)
+            kind = CentredMLP if mlp.layer in centred else CatsMLP
+            module = kind(module, mlp.layout, prefill=prefill)
             parent, _, name = mlp.name.rpartition(".")
             setattr(model.get_submodule(parent), name, module)
         modules.append(module)

@@ -6,7 +6,7 @@ import cats_kernels
 import pytest
 import torch
 import triton
-from cats_kernels import batch, few, reference
+from cats_kernels import batch, centred, few, reference
 from cats_kernels import decode as one_row
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
@@ -269,3 +269,81 @@ def test_the_three_kernels_agree_on_one_row():
     for rows in (few, batch):
         y = rows.launch(x, *weights, t, "silu", None, torch.float32)
         torch.testing.assert_close(y, alone, rtol=1e-4, atol=1e-5)
+
+
+def centred_case(m, d, rows=1, dtype=torch.bfloat16, seed=0, activation="silu"):
+    """x and weights as `case`, A [d, d], centres [m] of all sizes, and a threshold that half survive."""
+    x, *weights = case(m, d, rows, dtype, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    shared = (torch.randn(d, d, generator=generator) / math.sqrt(d)).to(DEVICE, dtype)
+    centre = (torch.randn(m, generator=generator) * 0.2).to(DEVICE)
+    t = threshold(gate(x, weights[0], activation) - centre.double(), 0.5)
+    return x, *weights, shared, centre, t
+
+
+def centred_agrees(arguments, activation="silu"):
+    y = centred.centred_mlp(*arguments, activation, torch.float32)
+    expected = centred.dense(*arguments, activation, torch.float64, torch.float64)
+    error = (y.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert y.dtype == torch.float32 and error <= TOLERANCE[arguments[0].dtype], f"relative error {error:.1e}"
+    return y
+
+
+@pytest.mark.parametrize(("m", "d"), [(1, 1), (63, 129), (64, 64), (40, 1000), (5, 576)])
+def test_around_centres_on_odd_and_even_shapes(m, d):
+    centred_agrees(centred_case(m, d))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("activation", sorted(reference.ACTIVATIONS))
+def test_around_centres_with_every_activation_and_dtype(activation, dtype):
+    arguments = centred_case(50, 96, dtype=dtype, activation=activation)
+    y = centred_agrees(arguments, activation)
+    assert torch.equal(y, centred.centred_mlp(*arguments, activation, torch.float32))
+
+
+def test_around_centres_a_threshold_each_none_and_all():
+    x, *weights, shared, centre, t = centred_case(90, 64)
+    z = gate(x, weights[0])[0] - centre.double()
+    each = (z.abs() * 0.9).float()
+    each[::7], each[1::7] = NEVER, 0
+    centred_agrees((x, *weights, shared, centre, each))
+    centred_agrees((x, *weights, shared, centre, torch.zeros_like(t)))
+    linear = centred_agrees((x, *weights, shared, centre, torch.full_like(t, NEVER)))
+    assert torch.allclose(linear, x.float() @ shared.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_centres_of_zero_and_no_matrix_are_cats():
+    x, *weights, shared, centre, t = centred_case(70, 80, dtype=torch.float32)
+    y = centred_agrees((x, *weights, torch.zeros_like(shared), torch.zeros_like(centre), t))
+    plain = cats_kernels.cats_mlp(x, *weights, t)
+    assert torch.allclose(y, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_around_centres_what_is_not_a_number_is_seen():
+    x, *weights, shared, centre, t = centred_case(30, 40)
+    x[0, 3] = math.nan
+    assert centred.centred_mlp(x, *weights, shared, centre, t).isnan().all()
+
+
+def test_around_centres_several_rows_are_dense_products():
+    centred_agrees(centred_case(60, 64, rows=3, dtype=torch.float32))
+    torch.library.opcheck(torch.ops.cats.centred_mlp.default, (*centred_case(20, 32), "silu"))
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "reason"),
+    [
+        (4, lambda shared: shared[:-1], r"shared must be contiguous \[32, 32\]"),
+        (4, lambda shared: shared.t(), "shared must be contiguous"),
+        (4, lambda shared: shared.double(), "shared must be contiguous"),
+        (5, lambda centre: centre[:-1], r"centre must be contiguous float32 \[20\]"),
+        (5, lambda centre: centre.bfloat16(), "centre must be contiguous float32"),
+        (1, lambda w_gate: w_gate[:, :-1], r"w_gate is|ask for"),
+    ],
+)
+def test_around_centres_what_does_not_fit_is_told(place, wrong, reason):
+    arguments = list(centred_case(20, 32))
+    arguments[place] = wrong(arguments[place])
+    with pytest.raises(ValueError, match=reason):
+        centred.centred_mlp(*arguments)

@@ -149,11 +149,16 @@ def test_changed_kernels_make_only_their_records_stale(tmp_path):
 
 
 def test_kernels_of_the_other_processor_do_not_make_a_record_stale(tmp_path, monkeypatch):
-    for name in ("cpu.py", "decode.py", "crossover.py"):
+    for name in ("cpu.py", "decode.py", "crossover.py", "centred.py"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(paths, "KERNELS", tmp_path)
     before = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
-    for name, changed in (("crossover.py", set()), ("cpu.py", {False}), ("decode.py", {True})):
+    for name, changed in (
+        ("crossover.py", set()),
+        ("centred.py", set()),
+        ("cpu.py", {False}),
+        ("decode.py", {True}),
+    ):
         (tmp_path / name).write_text("changed")
         after = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
         assert {gpu for gpu in before if before[gpu] != after[gpu]} == changed

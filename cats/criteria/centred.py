@@ -16,8 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from cats.activation import ACTIVATIONS
-from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, parts, watch, watch_neurons
-from cats.sites import Site
+from cats.criteria.sited import (
+    Quantiles,
+    SitedFit,
+    SitedRule,
+    at_least,
+    neuron_site,
+    parts,
+    watch,
+    watch_neurons,
+)
+from cats.errors import CatsError
+from cats.sites import Site, attached
+from cats.sparsify import centre
 from cats.structure import GatedMLP
 
 _MEDIANS, _ERRORS = 512, 128  # tokens in the samples, at least, where the text has so many
@@ -73,41 +84,47 @@ class Centred(SitedRule):
         watch_neurons(model, ("gate",), batches, score, progress=progress)
         return state
 
+    def calibrate(self, model, batches, *, source=None, progress=True) -> "CentredFit":
+        return CentredFit(**vars(super().calibrate(model, batches, source=source, progress=progress)))
+
     @torch.no_grad()
     def sites(self, model, state, sparsity):
         if not sparsity:
             return []
-        return [self._site(mlp, gate, state, sparsity) for mlp, gate, _, _ in parts(model)]
+        found = [(mlp, gate, state, sparsity) for mlp, gate, _, _ in parts(model)]
+        return [self.of(*each, self.nearer(*each)) for each in found]
 
-    def _site(self, mlp: GatedMLP, gate: nn.Linear, state: CentredState, sparsity: float) -> Site:
-        """With centres or without, by the error of the output on the sample, relative to each token's."""
+    def nearer(self, mlp: GatedMLP, gate: nn.Linear, state: CentredState, sparsity: float) -> bool:
+        """Whether one layer's output on the sample is nearer to the dense one with centres, by the error of
+        each token relative to its size."""
         x = state.inputs[mlp.layer].to(gate.weight)
         wanted = mlp.module(x).float()
         sizes = wanted.pow(2).sum(-1)
         sizes += _FLOOR * sizes.mean()
-        sites = [self.of(mlp, gate, state, sparsity, centred) for centred in (False, True)]
-        sites, errors = [site for site in sites if site is not None], []
-        for site in sites:
+        errors = []
+        for centred in (False, True):
+            if self.threshold(mlp, state, sparsity, centred) is None:
+                return False
+            site = self.of(mlp, gate, state, sparsity, centred)
             site.attach()
             errors.append(float(((mlp.module(x).float() - wanted).pow(2).sum(-1) / sizes).mean()))
             site.detach()
-        return sites[errors.index(min(errors))]
+        return errors[1] < errors[0]
 
-    def of(
-        self, mlp: GatedMLP, gate: nn.Linear, state: CentredState, sparsity: float, centred: bool
-    ) -> Site | None:
-        """The site of one layer; None where A takes as much as all neurons that are left."""
-        extra = mlp.hidden_size**2 if centred else 0
-        dropped = sparsity + extra / (2 * mlp.hidden_size * mlp.intermediate_size)
-        if dropped >= 1:
-            return None
-        enough = at_least(state.scores.at((mlp.layer, centred), dropped))
+    def threshold(self, mlp: GatedMLP, state: CentredState, sparsity: float, centred: bool) -> float | None:
+        """The score below which neurons are dropped; None where A takes as much as all that are left."""
+        dropped = sparsity + centred * mlp.hidden_size / (2 * mlp.intermediate_size)
+        return None if dropped >= 1 else state.scores.at((mlp.layer, centred), dropped)
+
+    def of(self, mlp: GatedMLP, gate: nn.Linear, state: CentredState, sparsity: float, centred: bool) -> Site:
+        """What drops one layer's neurons, with centres or without."""
+        enough = at_least(self.threshold(mlp, state, sparsity, centred))
 
         def keep(x: Tensor, call=None) -> Tensor:
             return enough(self._score(mlp, state, x, centred))
 
         fill = state.gates[mlp.layer].to(gate.weight) if centred else 0.0
-        return neuron_site(mlp, "gate", keep, fill=fill, extra=extra)
+        return neuron_site(mlp, "gate", keep, fill=fill, extra=mlp.hidden_size**2 if centred else 0)
 
     @staticmethod
     def _score(mlp: GatedMLP, state: CentredState, gate: Tensor, centred: bool) -> Tensor:
@@ -117,6 +134,31 @@ class Centred(SitedRule):
         if centred:
             z = z - act(state.gates[mlp.layer].to(gate.device))
         return z.abs() * state.weights[mlp.layer].to(gate.device)
+
+
+class CentredFit(SitedFit):
+    """The rule `centred`, calibrated on one model."""
+
+    @torch.no_grad()
+    def install(self, model: nn.Module, sparsity: float) -> nn.Module:
+        """Build the rule into `model`, which then decodes with its kernel on a GPU and saves by
+        `save_pretrained`; `cats.restore` takes it out.
+
+        `apply` evaluates, this runs: the same masks, in modules of `cats.centring`. Costs a matrix A in
+        memory for each layer with centres. Raises CatsError for a sparsity outside (0, 1) and as `apply`.
+        """
+        if not 0 < sparsity < 1:
+            raise CatsError(f"Sparsity {sparsity!r} is outside (0, 1): it is the share to drop.")
+        if attached(model):
+            raise CatsError("The rule is applied to this model for evaluation: undo that first.")
+        thresholds, centres = [], []
+        for mlp, gate, _, _ in parts(model):
+            centred = self.owner.nearer(mlp, gate, self.state, sparsity)
+            threshold = self.owner.threshold(mlp, self.state, sparsity, centred)
+            thresholds.append(threshold / self.state.weights[mlp.layer])
+            act = ACTIVATIONS[mlp.activation]
+            centres.append(act(self.state.gates[mlp.layer]) if centred else None)
+        return centre(model, thresholds, centres, sparsity, calibrated=self.describe())
 
 
 class _Sample:
