@@ -14,6 +14,7 @@ from cats.errors import CatsError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels" / "bench"))
 import batch
+import centred_mlp
 import checks
 import decode
 import latency
@@ -56,6 +57,21 @@ def test_mlp_writes_a_record(monkeypatch, tmp_path, capsys):
         torch.tensor((best.latency_us / cats.latency_us).tolist())
     )
     assert "16x64" in capsys.readouterr().out
+
+
+def test_around_centres_at_the_same_bytes(monkeypatch, tmp_path):
+    run(monkeypatch, centred_mlp, "--shapes", "16x128", "--sparsity", 0.5, "--dense", "dense_eager",
+        "--output", tmp_path)  # fmt: skip
+    rows = records.read("mlp_latency", folder=tmp_path).rows.set_index("variant")
+    assert {"dense_best", "cats", "centred"} <= set(rows.index)
+    cats, around = (rows.loc[[name]].iloc[0] for name in ("cats", "centred"))
+    assert around.bytes_mb == pytest.approx(cats.bytes_mb, rel=0.2), "as near as ranks of 128 neurons allow"
+    assert around.union_density < cats.union_density and around.relative_error < 1e-2
+    monkeypatch.setattr(centred_mlp.centred, "centred_mlp", lambda x, *rest: torch.zeros_like(x))
+    with pytest.raises(CatsError, match="centred is wrong by"):
+        run(monkeypatch, centred_mlp, "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager")
+    with pytest.raises(CatsError, match="leaves no neuron beside A"):
+        run(monkeypatch, centred_mlp, "--shapes", "16x64", "--sparsity", 0.9, "--dense", "dense_eager")
 
 
 def test_rows_together_and_configurations(monkeypatch, tmp_path, capsys):

@@ -49,7 +49,7 @@ class Bench:
                 name, variant.compute, self.layers, masked=False, tolerance=tolerance
             )
             for launch in variant.launches:
-                row = self._time(name, variant.step, launch, 0.0, error, compile_s=variant.compile_s)
+                row = self.time(name, variant.step, launch, 0.0, error, compile_s=variant.compile_s)
                 found.append(row)
             del variant
         fastest = min(found, key=lambda row: row["latency_us"])
@@ -75,9 +75,10 @@ class Bench:
                 return f(*self.layers[i % len(self.layers)].arguments())
 
             for launch in launches:
-                self._time(name, step, launch, sparsity, error)
+                self.time(name, step, launch, sparsity, error)
 
-    def _time(self, name, step, launch, sparsity, error, compile_s=0.0) -> dict:
+    def time(self, name, step, launch, sparsity, error, compile_s=0.0) -> dict:
+        """The row of `step(i)`, which runs layer i, with the bytes of `layers`; it is printed and kept."""
         timing = workload.timed(step, self.device, launch, len(self.layers), self.options.quick)
         layers = self.layers
         masked = not name.startswith("dense")
