@@ -82,19 +82,18 @@ def between(rows: pd.DataFrame, baseline: str, rule: str, sparsity: float) -> di
 def variants(
     tasks: pd.DataFrame, maths: pd.DataFrame, losses: pd.DataFrame, rules: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """A table of `rules` at equal gate sparsity, and for each sparsity a sentence on the best average.
+    """A table of `rules` at equal gate sparsity, and for each sparsity a clause on the best average.
 
     `tasks`, `maths`, `losses`: rows of one model's zero_shot, generation and perplexity records, one
     calibration; the last two may be empty. Differences to CATS are in points, with 95 % intervals, on the
-    same documents.
+    same documents. Columns that no rule has a value in are left out.
     """
     table, words = [], []
     for level in sorted({s for s in tasks[tasks.rule != "cats"].gate_sparsity.dropna() if s > 0}):
         rows = []
         for rule in rules:
             row = {
-                "gate sparsity": level,
-                "rule": rule,
+                "": f"{rule} {level:.0%}",
                 "of the dense average": _at(tasks, rule, level, "share_of_dense", task=AVERAGE),
                 "average − CATS, points": None,
                 "LAMBADA": _at(tasks, rule, level, "acc", task="lambada_openai"),
@@ -116,12 +115,10 @@ def variants(
         table += rows
         if rows:
             best = max(rows, key=lambda row: row["of the dense average"])
+            name, share = best[""].split()[0], best["of the dense average"]
             solved = "" if best["GSM8K"] is None else f" and solves {best['GSM8K']:.1%} of GSM8K"
-            words.append(
-                f"at {level:.0%} {best['rule']} keeps most, {best['of the dense average']:.1%} of the dense "
-                f"average{solved}"
-            )
-    return pd.DataFrame(table), words
+            words.append(f"at {level:.0%} {name} keeps most, {share:.1%} of the dense average{solved}")
+    return pd.DataFrame(table).dropna(axis=1, how="all"), words
 
 
 def again(one: records.Record, other: records.Record) -> pd.DataFrame:
@@ -154,7 +151,7 @@ def _at(rows: pd.DataFrame, rule: str, level: float, column: str, **where):
 
 def _points(found: dict) -> str:
     delta, low, high = (100 * found[key] for key in ("delta", "low", "high"))
-    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def sources(outcomes: Sequence) -> list[dict]:
