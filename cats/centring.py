@@ -1,7 +1,5 @@
 """The MLP of rule `centred` (`cats.criteria.centred`) as a model keeps it, decodes with it and saves it."""
 
-from collections.abc import Sequence
-
 import torch
 from cats_kernels.centred import centred_mlp
 from torch import Tensor, nn
@@ -62,8 +60,3 @@ class CentredMLP(CatsMLP):
         self.centre.copy_(centre)
         scaled = self.w_up.float() * self.centre[:, None]
         self.shared.copy_(scaled.t() @ self.w_down_t.float())
-
-
-def is_centred(modules: Sequence[nn.Module]) -> bool:
-    """Whether any of these is of the rule `centred`."""
-    return any(isinstance(module, CentredMLP) for module in modules)

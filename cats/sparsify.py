@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cats.activation import CatsMLP
-from cats.centring import CentredMLP, is_centred
+from cats.centring import CentredMLP
 from cats.config import CatsConfig
 from cats.errors import CatsError
 from cats.structure import GatedMLP, cats_mlps, find_gated_mlps, places
@@ -43,7 +43,7 @@ def sparsify(
     CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
     """
     config = CatsConfig(sparsity, thresholds, prefill=prefill).applied()
-    if is_centred(model.modules()):
+    if any(isinstance(module, CentredMLP) for module in model.modules()):
         restore(model)
     mlps = find_gated_mlps(model)
     check_weights(mlps)
