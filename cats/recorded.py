@@ -151,7 +151,7 @@ def _at(rows: pd.DataFrame, rule: str, level: float, column: str, **where):
 
 def _points(found: dict) -> str:
     delta, low, high = (100 * found[key] for key in ("delta", "low", "high"))
-    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def sources(outcomes: Sequence) -> list[dict]:

@@ -9,6 +9,7 @@ from cats.errors import CatsError
 
 ABSENT = "–"
 _NUMBER = re.compile(r"[±+−-]? ?[\d.,]+ ?%?|" + ABSENT)
+_INTERVAL = re.compile(rf"[+−-]?[\d.,]+%?( ± [\d.,]+| \[[^\]]*\])|{ABSENT}")
 _SHORT = 28  # characters
 
 
@@ -63,8 +64,9 @@ def _cell(value, form: str | Callable | None) -> str:
 
 
 def _class(cells: pd.Series) -> str:
-    """Numbers stand right, and short cells on one line."""
+    """Numbers stand right, short cells on one line, and numbers with their error or interval always."""
     names = ["number"] if all(_NUMBER.fullmatch(cell) for cell in cells) else []
+    names += ["interval"] if all(_INTERVAL.fullmatch(cell) for cell in cells) else []
     names += ["short"] if all(len(cell) <= _SHORT for cell in cells) else []
     return f' class="{" ".join(names)}"' if names else ""
 
