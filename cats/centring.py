@@ -54,9 +54,11 @@ class CentredMLP(CatsMLP):
         return getattr(self, self.layout.down)(kept * up) + x @ self.shared
 
     @torch.no_grad()
-    def set(self, threshold: Tensor, centre: Tensor) -> None:
-        """Thresholds and centres [m] of the rule; A is computed from the weights, in fp32."""
+    def set(self, threshold: Tensor, centre: Tensor, more: Tensor | None = None) -> None:
+        """Thresholds and centres [m] of the rule; A is computed from the weights, in fp32, and `more` [d, d]
+        added to it."""
         self.threshold.copy_(threshold)
         self.centre.copy_(centre)
         scaled = self.w_up.float() * self.centre[:, None]
-        self.shared.copy_(scaled.t() @ self.w_down_t.float())
+        shared = scaled.t() @ self.w_down_t.float()
+        self.shared.copy_(shared if more is None else shared + more)

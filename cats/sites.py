@@ -32,9 +32,10 @@ class Site:
     `keep(x, call)`: x [..., n] → bool, False where x is replaced by `fill`, a number or [n]; call as above,
     None outside a Masking. `start` and `width`: the columns of the output that are meant, where projections
     are fused. `weights`: what one dropped activation saves a token; `extra`: what a masked token reads on
-    top. `rest`, where set, adds what it makes of the dropped inputs to the output. `neurons`: neurons of the
-    MLP are dropped. `whole`: a sequence must be read in one call. `combine(keep)`, where set, decides last:
-    `cats.masking` applies its policies and counts there.
+    top. `rest`, where set, adds what it makes of the dropped inputs to the output; `beside`, an MLP around
+    and a matrix [d, d], adds its input times the matrix to what the MLP puts out for masked tokens.
+    `neurons`: neurons of the MLP are dropped. `whole`: a sequence must be read in one call. `combine(keep)`,
+    where set, decides last: `cats.masking` applies its policies and counts there.
     """
 
     layer: int
@@ -48,6 +49,7 @@ class Site:
     fill: float | Tensor = 0.0
     extra: int = 0
     rest: Callable[[Tensor], Tensor] | None = None
+    beside: tuple[nn.Module, Tensor] | None = None
     neurons: bool = False
     whole: bool = False
     combine: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
@@ -65,6 +67,8 @@ class Site:
                 self._handles.append(self.linear.register_forward_hook(self._after))
         else:
             self._handles.append(self.linear.register_forward_hook(self._behind))
+        if self.beside is not None:
+            self._handles.append(self.beside[0].register_forward_hook(self._around))
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -88,12 +92,18 @@ class Site:
 
     def _behind(self, _, args: tuple, output: Tensor) -> Tensor:
         part = output.narrow(-1, self.start, self.width)
-        kept = torch.where(self._chosen(part), part, self.fill)
+        keep = self._chosen(part)
+        kept = torch.where(keep, part, self.fill)
+        self._masked = None if self.beside is None else ~keep.all(-1, keepdim=True)
         if self.width == output.shape[-1]:
             return kept
         result = output.clone()
         result.narrow(-1, self.start, self.width).copy_(kept)
         return result
+
+    def _around(self, _, args: tuple, output: Tensor) -> Tensor:
+        masked, self._masked = self._masked, None
+        return output + masked * (args[0] @ self.beside[1])
 
 
 def attach(model: nn.Module, sites: Sequence[Site]) -> nn.Module:

@@ -63,12 +63,14 @@ def centre(
     centres: Sequence[Tensor | None],
     sparsity: float,
     *,
+    more: Sequence[Tensor | None],
     calibrated: dict,
 ) -> nn.Module:
     """Replace every gated MLP of `model` by one of rule `centred`, or where its centre is None by a CatsMLP.
 
-    `thresholds`, `centres`: by layer, [m]; `sparsity`: the rule's; `calibrated`: what config.json says about
-    them. Raises CatsError where the weights are not in memory, before anything is changed.
+    `thresholds`, `centres`: by layer, [m]; `more`: by layer, what is added to A, or None; `sparsity`: the
+    rule's; `calibrated`: what config.json says about them. Raises CatsError where the weights are not in
+    memory, before anything is changed.
     """
     restore(model)
     mlps = find_gated_mlps(model)
@@ -77,12 +79,12 @@ def centre(
     config = CatsConfig(sparsity, calibrated, per="neuron", centred=layers)
     modules = swap_in(model, mlps, prefill=config.prefill, centred=layers)
     store_all_by_columns(modules)
-    for module, threshold, each in zip(modules, thresholds, centres, strict=True):
+    for module, threshold, each, added in zip(modules, thresholds, centres, more, strict=True):
         module.sparsity = sparsity
         if each is None:
             module.threshold = threshold.float().to(module.threshold.device)
         else:
-            module.set(threshold, each)
+            module.set(threshold, each, added)
     describe(model, config)
     return model
 

@@ -10,13 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from cats import CatsError, SparsityMeter, calibrate, criteria, restore, sparsify
 from cats.centring import CentredMLP
+from cats.criteria import refit_centred, sited
 from cats.finetuning import fused
-from cats.masking import Masking
+from cats.masking import Masking, Policy
+from cats.sites import attached
 
 
-def fitted(family="llama", **options):
-    model = toy(family, **options)
-    return model, criteria.rule("centred").calibrate(model, batches(), progress=False)
+def fitted(family="llama", rule="centred"):
+    model = toy(family)
+    return model, criteria.rule(rule).calibrate(model, batches(), progress=False)
 
 
 def logits(model):
@@ -24,11 +26,17 @@ def logits(model):
         return model(tokens()).logits
 
 
+def logits_of(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
 @pytest.fixture
 def centres(monkeypatch):
     """Centres in all layers but the second, whatever is nearer: random weights rarely want them."""
     rule = type(criteria.rule("centred"))
     monkeypatch.setattr(rule, "nearer", lambda self, mlp, gate, state, sparsity: mlp.layer != 1)
+    monkeypatch.setattr(refit_centred, "_pays", lambda lost, without: True)
 
 
 @pytest.fixture
@@ -50,6 +58,64 @@ def test_equals_the_rule_as_it_is_evaluated(family, sparsity, centres):
     assert sum(isinstance(module, CentredMLP) for module in model.modules()) == 2
     assert torch.equal(logits(restore(model)), dense), "the dense model, bit for bit"
     assert not hasattr(model.config, "quantization_config")
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_fitted_matrix_is_built_in_as_it_is_evaluated(family, centres):
+    model, fit = fitted(family, "refit-centred")
+    dense = logits(model)
+    expected = logits(fit.apply(model, 0.4))
+    assert all(site.beside is not None for site in attached(model))
+    assert torch.equal(logits(fit.undo(model)), dense)
+    torch.testing.assert_close(logits(fit.install(model, 0.4)), expected, rtol=1e-3, atol=1e-3)
+    assert sum(isinstance(module, CentredMLP) for module in model.modules()) == 3
+
+
+def test_the_matrix_is_the_ridge_regression_of_what_is_lost(centres):
+    model, fit = fitted(rule="refit-centred")
+    mlp, gate, _, _ = sited.parts(model)[0]
+    seen = []
+    hook = mlp.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for batch in batches():
+        logits_of(model, batch)
+    hook.remove()
+    kept = [batch["attention_mask"].bool() for batch in batches()]
+    xs = [x[valid] for x, valid in zip(seen, kept, strict=True)]
+    moments = cross = 0
+    with torch.no_grad():
+        for x in xs:
+            wanted = mlp.module(x)
+            site = fit.owner.of(mlp, gate, fit.state, 0.4, True)
+            site.attach()
+            lost = wanted - mlp.module(x)
+            site.detach()
+            size = wanted.pow(2).sum(1, keepdim=True)
+            chosen = torch.arange(len(x)) % 5 != 0
+            x, lost = (part[chosen] / (size + 1e-3 * size.mean()).sqrt()[chosen] for part in (x, lost))
+            moments, cross = moments + x.t() @ x, cross + x.t() @ lost
+        moments += refit_centred.RIDGE * moments.diagonal().diag()
+        expected = torch.linalg.solve(moments, cross)
+    found = attached(fit.apply(model, 0.4))[0]
+    torch.testing.assert_close(found.beside[1], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_tokens_that_are_not_masked_get_no_matrix(centres):
+    model, fit = fitted(rule="refit-centred")
+    dense = logits(model)
+    fit.apply(model, 0.4)
+    with Masking(model, Policy(prefill="dense")):
+        assert torch.equal(logits(model), dense)
+    with Masking(model, Policy(first_token="dense")):
+        torch.testing.assert_close(logits(model)[:, :1], dense[:, :1], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(logits(model)[:, 1:], dense[:, 1:], rtol=1e-2, atol=1e-2)
+
+
+def test_a_matrix_that_does_not_pay_is_left_out():
+    assert refit_centred._pays(torch.ones(3), torch.full((3,), 2.0))
+    assert not refit_centred._pays(torch.ones(3), torch.ones(3))
+    model, fit = fitted(rule="refit-centred")
+    fit.apply(model, 0.95)
+    assert {site.extra for site in attached(model)} == {0}
 
 
 def test_layers_without_centres_have_none():

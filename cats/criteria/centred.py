@@ -151,14 +151,16 @@ class CentredFit(SitedFit):
             raise CatsError(f"Sparsity {sparsity!r} is outside (0, 1): it is the share to drop.")
         if attached(model):
             raise CatsError("The rule is applied to this model for evaluation: undo that first.")
-        thresholds, centres = [], []
-        for mlp, gate, _, _ in parts(model):
-            centred = self.owner.nearer(mlp, gate, self.state, sparsity)
-            threshold = self.owner.threshold(mlp, self.state, sparsity, centred)
+        thresholds, centres, more = [], [], []
+        sites = attached(self.apply(model, sparsity))
+        self.undo(model)
+        for (mlp, *_), site in zip(parts(model), sites, strict=True):
+            threshold = self.owner.threshold(mlp, self.state, sparsity, site.extra > 0)
             thresholds.append(threshold / self.state.weights[mlp.layer])
             act = ACTIVATIONS[mlp.activation]
-            centres.append(act(self.state.gates[mlp.layer]) if centred else None)
-        return centre(model, thresholds, centres, sparsity, calibrated=self.describe())
+            centres.append(act(self.state.gates[mlp.layer]) if site.extra else None)
+            more.append(None if site.beside is None else site.beside[1].float())
+        return centre(model, thresholds, centres, sparsity, more=more, calibrated=self.describe())
 
 
 class _Sample:

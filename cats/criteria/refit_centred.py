@@ -1,0 +1,135 @@
+"""`centred` with its matrix A fitted anew: by least squares, to what the masks take from the output.
+
+The closed form of A stands for dropped neurons at their centres. What they do around their centres is partly
+linear in x too, and a regression on x finds that part: another A, the same masks and the same bytes.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cats.criteria.centred import Centred, CentredFit
+from cats.criteria.pruning import State, block_inputs, blocks
+from cats.criteria.refit import Sums
+from cats.criteria.sited import parts
+from cats.sites import Site, attach, attached, detach
+from cats.structure import GatedMLP
+
+RIDGE = 1.0  # of the diagonal of the second moments of x: a weaker one serves other text less well
+_FLOOR = 1e-3  # of the mean square of an output
+_HELD = 5  # every so many tokens are kept out of the fit, to choose by
+
+
+@dataclass
+class RefitCentredFit(CentredFit):
+    """The rule `refit-centred`, calibrated on one model, and the text that every sparsity is fitted on.
+
+    Block by block, with the blocks before sparse and fitted already; what is fitted to is what the dense MLP
+    makes of the same input. A layer has centres where tokens kept out of the fit are nearer with them.
+    """
+
+    batches: list = field(default_factory=list)
+    progress: bool = True
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
+        super().apply(model, sparsity)
+        if not attached(model):
+            return model
+        detach(model)
+        layers, found = blocks(model), parts(model)
+        states = block_inputs(model, layers, self.batches)
+        sites = []
+        bar = tqdm(layers, desc="fitting A", unit="block", disable=None if self.progress else True)
+        for number, block in enumerate(bar):
+            for mlp, gate, _, _ in (each for each in found if each[0].module in list(block.modules())):
+                site = self._fitted(mlp, gate, sparsity, block, number, states)
+                site.attach()
+                sites.append(site)
+            for state in states:
+                state.advance(block, number)
+        for site in sites:
+            site.detach()
+        return attach(model, sites)
+
+    def _fitted(
+        self,
+        mlp: GatedMLP,
+        gate: nn.Linear,
+        sparsity: float,
+        block: nn.Module,
+        number: int,
+        states: list[State],
+    ) -> Site:
+        """The site of one layer: with centres and a fitted A, or without, by the tokens kept out."""
+        owner = self.owner
+        plain = owner.of(mlp, gate, self.state, sparsity, False)
+        if owner.threshold(mlp, self.state, sparsity, True) is None:
+            return plain
+        around = owner.of(mlp, gate, self.state, sparsity, True)
+        weight = gate.weight
+        sums = Sums.zeros(mlp.hidden_size, mlp.hidden_size, weight.device)
+        kept_out = []
+        for state in states:
+            x = self._inputs(mlp, block, number, state)
+            wanted = mlp.module(x)
+            lost = (wanted - _under(around, mlp, x)).float()
+            size = wanted.float().pow(2).sum(1, keepdim=True)
+            root = (size + _FLOOR * size.mean()).rsqrt()  # tokens with an output of any size weigh alike
+            out = torch.arange(len(x), device=x.device) % _HELD == 0
+            sums.add(*((part[~out] * root[~out]).to(x.dtype) for part in (x, lost)))
+            without = (wanted - _under(plain, mlp, x)).float()
+            kept_out.append([(part[out] * root[out]) for part in (x, lost, without)])
+        added = sums.solve(RIDGE).t().contiguous()
+        x, lost, without = (torch.cat(part) for part in zip(*kept_out, strict=True))
+        if not _pays(lost - x.float() @ added, without):
+            return plain
+        around.beside = mlp.module, added.to(weight.dtype)
+        return around
+
+    @staticmethod
+    def _inputs(mlp: GatedMLP, block: nn.Module, number: int, state: State) -> Tensor:
+        """[N, d]: what the MLP reads of the valid tokens of a batch."""
+        seen = []
+        handle = mlp.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            state.run(block, number)
+        finally:
+            handle.remove()
+        return seen[0].reshape(-1, mlp.hidden_size)[state.valid.reshape(-1)]
+
+    def describe(self) -> dict:
+        return super().describe() | {"a": "ridge regression on the input", "ridge": RIDGE}
+
+
+def _pays(lost: Tensor, without: Tensor) -> bool:
+    """Whether what is lost with centres and A is less than without them."""
+    return bool(lost.pow(2).sum() < without.pow(2).sum())
+
+
+def _under(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
+    site.attach()
+    try:
+        return mlp.module(x)
+    finally:
+        site.detach()
+
+
+class RefitCentred(Centred):
+    """The rule `refit-centred`."""
+
+    name = "refit-centred"
+    title = "CATS centred, fitted"
+    what = (
+        "`centred`, its d x d matrix by ridge regression on the input of what the masks take from the output"
+    )
+
+    def calibrate(self, model, batches, *, source=None, progress=True) -> RefitCentredFit:
+        batches = list(batches)
+        fit = super().calibrate(model, batches, source=source, progress=progress)
+        return RefitCentredFit(**vars(fit), batches=batches, progress=progress)
+
+
+RULE = RefitCentred()
