@@ -1,5 +1,6 @@
 """The rule `centred` built into a model: equal to the rule as it is evaluated, saved, loaded, taken out."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,16 @@ from cats_kernels import centred
 from toys import batches, constant_thresholds, tokens, toy
 from transformers import AutoModelForCausalLM
 
-from cats import CatsError, SparsityMeter, calibrate, criteria, restore, sparsify
+from cats import (
+    CatsError,
+    SparsityMeter,
+    attention,
+    calibrate,
+    criteria,
+    decoding,
+    restore,
+    sparsify,
+)
 from cats.centring import CentredMLP
 from cats.criteria import refit_centred, sited
 from cats.finetuning import fused
@@ -168,6 +178,18 @@ def test_generates_as_it_reads(installed):
     new = installed.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
     step = installed.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(new, step) and new.shape == (1, 14)
+
+
+def test_compiles_is_copied_and_decodes_in_the_own_loop(installed):
+    expected = logits(installed)
+    compiled = torch.compile(installed, fullgraph=True, backend="eager")
+    assert torch.equal(logits(compiled), expected)
+    assert torch.equal(logits(copy.deepcopy(installed)), expected)
+    prompt = tokens(1, 6)
+    options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    new = installed.generate(prompt, **options)
+    attention.install(installed)
+    assert torch.equal(installed.generate(prompt, custom_generate=decoding.greedy, **options), new)
 
 
 @pytest.mark.parametrize(
