@@ -1,7 +1,7 @@
 """The MLP of rule `centred` (`cats.criteria.centred`) as a model keeps it, decodes with it and saves it."""
 
 import torch
-from cats_kernels.centred import centred_mlp
+from cats_kernels.centred import at_centres, centred_mlp
 from torch import Tensor, nn
 
 from cats.activation import CatsMLP, Layout, cats, unrounded
@@ -47,9 +47,8 @@ class CentredMLP(CatsMLP):
             )
             return y.view(x.shape)
         gate, up = self._gate_up(x)
-        act = getattr(self, self.layout.act) if isinstance(self.layout.act, str) else self.layout.act
-        z = act(gate)
-        away = unrounded(act, gate, z) - self.centre
+        z = self._act(gate)
+        away = unrounded(self._act, gate, z) - self.centre
         kept = cats(z - self.centre.to(z.dtype), self.threshold, away)
         return getattr(self, self.layout.down)(kept * up) + x @ self.shared
 
@@ -59,6 +58,5 @@ class CentredMLP(CatsMLP):
         added to it."""
         self.threshold.copy_(threshold)
         self.centre.copy_(centre)
-        scaled = self.w_up.float() * self.centre[:, None]
-        shared = scaled.t() @ self.w_down_t.float()
+        shared = at_centres(self.w_up, self.w_down_t, self.centre)
         self.shared.copy_(shared if more is None else shared + more)

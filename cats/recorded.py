@@ -90,7 +90,7 @@ def variants(
     """
     table, words = [], []
     for level in sorted({s for s in tasks[tasks.rule != "cats"].gate_sparsity.dropna() if s > 0}):
-        rows = []
+        rows = {}
         for rule in rules:
             row = {
                 "": f"{rule} {level:.0%}",
@@ -104,7 +104,7 @@ def variants(
                 row[f"{corpus}, nats"] = _at(losses, rule, level, "delta_nll", corpus=corpus)
             if row["of the dense average"] is None:
                 continue
-            rows.append(row)
+            rows[rule] = row
             gain = between(tasks, "cats", rule, level)
             if rule == "cats" or gain is None:
                 continue
@@ -112,10 +112,10 @@ def variants(
             both = [_at(maths, each, level, "correct") for each in ("cats", rule)]
             if None not in both:
                 row["GSM8K − CATS, points"] = _points(difference(*map(unpack, both)))
-        table += rows
+        table += rows.values()
         if rows:
-            best = max(rows, key=lambda row: row["of the dense average"])
-            name, share = best[""].split()[0], best["of the dense average"]
+            name, best = max(rows.items(), key=lambda each: each[1]["of the dense average"])
+            share = best["of the dense average"]
             solved = "" if best["GSM8K"] is None else f" and solves {best['GSM8K']:.1%} of GSM8K"
             words.append(f"at {level:.0%} {name} keeps most, {share:.1%} of the dense average{solved}")
     return pd.DataFrame(table).dropna(axis=1, how="all"), words

@@ -108,12 +108,17 @@ class Site:
 
 def attach(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
     """Let `sites` drop what they drop whenever `model` runs; CatsError where it is sparse already."""
-    if attached(model) or any(isinstance(module, CatsMLP) for module in model.modules()):
+    if is_sparse(model):
         raise CatsError("This model is sparse already: undo that first.")
     for site in sites:
         site.attach()
     setattr(model, _ATTRIBUTE, list(sites))
     return model
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Whether sites are attached or sparse MLPs built in."""
+    return bool(attached(model)) or any(isinstance(module, CatsMLP) for module in model.modules())
 
 
 def attached(model: nn.Module) -> list[Site]:

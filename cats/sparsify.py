@@ -43,12 +43,12 @@ def sparsify(
     CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
     """
     config = CatsConfig(sparsity, thresholds, prefill=prefill).applied()
-    if any(isinstance(module, CentredMLP) for module in model.modules()):
-        restore(model)
     mlps = find_gated_mlps(model)
     check_weights(mlps)
     thresholds.check(mlps)
     t = thresholds.at(sparsity)
+    if any(isinstance(mlp.module, CentredMLP) for mlp in mlps):
+        mlps = find_gated_mlps(restore(model))
     modules = swap_in(model, mlps, prefill=prefill)
     store_all_by_columns(modules)
     _set(modules, t, sparsities(sparsity, len(modules)).tolist())
@@ -66,13 +66,12 @@ def centre(
     more: Sequence[Tensor | None],
     calibrated: dict,
 ) -> nn.Module:
-    """Replace every gated MLP of `model` by one of rule `centred`, or where its centre is None by a CatsMLP.
+    """Replace every MLP of a dense `model` by a CentredMLP, or where its centre is None by a CatsMLP.
 
     `thresholds`, `centres`: by layer, [m]; `more`: by layer, what is added to A, or None; `sparsity`: the
     rule's; `calibrated`: what config.json says about them. Raises CatsError where the weights are not in
     memory, before anything is changed.
     """
-    restore(model)
     mlps = find_gated_mlps(model)
     check_weights(mlps)
     layers = [layer for layer, each in enumerate(centres) if each is not None]

@@ -213,6 +213,17 @@ def test_cats_takes_its_place(installed):
     assert torch.equal(logits(installed), logits(sparsify(toy(), constant_thresholds(toy()), 0.5)))
 
 
+def test_what_is_refused_changes_nothing(installed):
+    before = logits(installed)
+    with pytest.raises(CatsError, match="These thresholds are for"):
+        sparsify(installed, constant_thresholds(toy("gemma3")), 0.5)
+    fit = criteria.rule("centred").calibrate(toy(), batches(), progress=False)
+    for again in (fit.install, fit.apply):
+        with pytest.raises(CatsError, match="sparse already: undo that first"):
+            again(installed, 0.5)
+    assert torch.equal(logits(installed), before)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.1, 1.5])
 def test_sparsities_outside_are_told(sparsity):
     model, fit = fitted()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cats.activation import ACTIVATIONS
+from cats.criteria.refit import root_size
 from cats.criteria.sited import (
     Quantiles,
     SitedFit,
@@ -27,12 +28,11 @@ from cats.criteria.sited import (
     watch_neurons,
 )
 from cats.errors import CatsError
-from cats.sites import Site, attached
+from cats.sites import Site
 from cats.sparsify import centre
 from cats.structure import GatedMLP
 
 _MEDIANS, _ERRORS = 512, 128  # tokens in the samples, at least, where the text has so many
-_FLOOR = 1e-3  # of the mean square of an output
 
 
 @dataclass
@@ -99,16 +99,13 @@ class Centred(SitedRule):
         each token relative to its size."""
         x = state.inputs[mlp.layer].to(gate.weight)
         wanted = mlp.module(x).float()
-        sizes = wanted.pow(2).sum(-1)
-        sizes += _FLOOR * sizes.mean()
+        root = root_size(wanted)
         errors = []
         for centred in (False, True):
             if self.threshold(mlp, state, sparsity, centred) is None:
                 return False
-            site = self.of(mlp, gate, state, sparsity, centred)
-            site.attach()
-            errors.append(float(((mlp.module(x).float() - wanted).pow(2).sum(-1) / sizes).mean()))
-            site.detach()
+            found = under(self.of(mlp, gate, state, sparsity, centred), mlp, x).float()
+            errors.append(float(((found - wanted) * root).pow(2).sum(-1).mean()))
         return errors[1] < errors[0]
 
     def threshold(self, mlp: GatedMLP, state: CentredState, sparsity: float, centred: bool) -> float | None:
@@ -136,6 +133,15 @@ class Centred(SitedRule):
         return z.abs() * state.weights[mlp.layer].to(gate.device)
 
 
+def under(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
+    """What the MLP makes of x [N, d] with the site attached."""
+    site.attach()
+    try:
+        return mlp.module(x)
+    finally:
+        site.detach()
+
+
 class CentredFit(SitedFit):
     """The rule `centred`, calibrated on one model."""
 
@@ -149,12 +155,9 @@ class CentredFit(SitedFit):
         """
         if not 0 < sparsity < 1:
             raise CatsError(f"Sparsity {sparsity!r} is outside (0, 1): it is the share to drop.")
-        if attached(model):
-            raise CatsError("The rule is applied to this model for evaluation: undo that first.")
+        self.check(model, sparsity)
         thresholds, centres, more = [], [], []
-        sites = attached(self.apply(model, sparsity))
-        self.undo(model)
-        for (mlp, *_), site in zip(parts(model), sites, strict=True):
+        for (mlp, *_), site in zip(parts(model), self.sites(model, sparsity), strict=True):
             threshold = self.owner.threshold(mlp, self.state, sparsity, site.extra > 0)
             thresholds.append(threshold / self.state.weights[mlp.layer])
             act = ACTIVATIONS[mlp.activation]

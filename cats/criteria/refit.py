@@ -75,11 +75,16 @@ class RefitFit(Fit):
             valid = state.valid.reshape(-1)
             full, h = (part.reshape(-1, size)[valid] for part in seen.pop())
             lost = ((full - h) @ weight.t()).float()
-            scale = (full @ weight.t()).float().pow(2).sum(1, keepdim=True)
-            root = (scale + _FLOOR * scale.mean()).rsqrt()  # tokens with an output of any size weigh alike
+            root = root_size((full @ weight.t()).float())
             sums.add(*((part * root).to(h.dtype) for part in (h, lost)))
         module.combine = None
         return sums.solve(RIDGE).to(weight.dtype)
+
+
+def root_size(y: Tensor) -> Tensor:
+    """[N, 1]: one over the norm of each output y [N, d], fp32. Times it, tokens of any size weigh alike."""
+    size = y.pow(2).sum(1, keepdim=True)
+    return (size + _FLOOR * size.mean()).rsqrt()
 
 
 @dataclass

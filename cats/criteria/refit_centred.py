@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.criteria.centred import Centred, CentredFit
+from cats.criteria.centred import Centred, CentredFit, under
 from cats.criteria.pruning import State, block_inputs, blocks
-from cats.criteria.refit import Sums
+from cats.criteria.refit import Sums, root_size
 from cats.criteria.sited import parts
-from cats.sites import Site, attach, attached, detach
+from cats.sites import Site
 from cats.structure import GatedMLP
 
 RIDGE = 1.0  # of the diagonal of the second moments of x: a weaker one serves other text less well
-_FLOOR = 1e-3  # of the mean square of an output
 _HELD = 5  # every so many tokens are kept out of the fit, to choose by
 
 
@@ -34,25 +33,26 @@ class RefitCentredFit(CentredFit):
     progress: bool = True
 
     @torch.no_grad()
-    def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
-        super().apply(model, sparsity)
-        if not attached(model):
-            return model
-        detach(model)
+    def sites(self, model: nn.Module, sparsity: float) -> list[Site]:
+        if not sparsity:
+            return []
         layers, found = blocks(model), parts(model)
         states = block_inputs(model, layers, self.batches)
         sites = []
         bar = tqdm(layers, desc="fitting A", unit="block", disable=None if self.progress else True)
-        for number, block in enumerate(bar):
-            for mlp, gate, _, _ in (each for each in found if each[0].module in list(block.modules())):
-                site = self._fitted(mlp, gate, sparsity, block, number, states)
-                site.attach()
-                sites.append(site)
-            for state in states:
-                state.advance(block, number)
-        for site in sites:
-            site.detach()
-        return attach(model, sites)
+        try:
+            for number, block in enumerate(bar):
+                inside = set(block.modules())
+                for mlp, gate, _, _ in (each for each in found if each[0].module in inside):
+                    site = self._fitted(mlp, gate, sparsity, block, number, states)
+                    site.attach()
+                    sites.append(site)
+                for state in states:
+                    state.advance(block, number)
+        finally:
+            for site in sites:
+                site.detach()
+        return sites
 
     def _fitted(
         self,
@@ -75,12 +75,11 @@ class RefitCentredFit(CentredFit):
         for state in states:
             x = self._inputs(mlp, block, number, state)
             wanted = mlp.module(x)
-            lost = (wanted - _under(around, mlp, x)).float()
-            size = wanted.float().pow(2).sum(1, keepdim=True)
-            root = (size + _FLOOR * size.mean()).rsqrt()  # tokens with an output of any size weigh alike
+            lost = (wanted - under(around, mlp, x)).float()
+            root = root_size(wanted.float())
             out = torch.arange(len(x), device=x.device) % _HELD == 0
             sums.add(*((part[~out] * root[~out]).to(x.dtype) for part in (x, lost)))
-            without = (wanted - _under(plain, mlp, x)).float()
+            without = (wanted - under(plain, mlp, x)).float()
             kept_out.append([(part[out] * root[out]) for part in (x, lost, without)])
         added = sums.solve(RIDGE).t().contiguous()
         x, lost, without = (torch.cat(part) for part in zip(*kept_out, strict=True))
@@ -107,14 +106,6 @@ class RefitCentredFit(CentredFit):
 def _pays(lost: Tensor, without: Tensor) -> bool:
     """Whether what is lost with centres and A is less than without them."""
     return bool(lost.pow(2).sum() < without.pow(2).sum())
-
-
-def _under(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
-    site.attach()
-    try:
-        return mlp.module(x)
-    finally:
-        site.detach()
 
 
 class RefitCentred(Centred):

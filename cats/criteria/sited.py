@@ -16,7 +16,7 @@ from cats.criteria.pruning import blocks
 from cats.criteria.rule import Fit, Rule
 from cats.errors import CatsError
 from cats.histogram import Binning, count, interpolate, quantiles
-from cats.sites import Site, attach, attached, detach
+from cats.sites import Site, attach, detach, is_sparse
 from cats.structure import GatedMLP, find_gated_mlps
 
 # bf16 has 7 bits of mantissa: each of its numbers has a bin of its own. 8,194 bins, near TEAL's 10,000.
@@ -44,11 +44,19 @@ class SitedFit(Fit):
     source: dict = field(default_factory=dict)
 
     def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
+        self.check(model, sparsity)
+        return attach(model, self.sites(model, sparsity))
+
+    def check(self, model: nn.Module, sparsity: float) -> None:
+        """Raise CatsError for a sparsity outside [0, 1) and a model that is sparse already."""
         if not 0 <= sparsity < 1:
             raise CatsError(f"Sparsity {sparsity!r} is outside [0, 1): it is a share to drop.")
-        if attached(model):
+        if is_sparse(model):
             raise CatsError(f"{self.rule} is applied to a model that is sparse already: undo that first.")
-        return attach(model, self.owner.sites(model, self.state, sparsity))
+
+    def sites(self, model: nn.Module, sparsity: float) -> list[Site]:
+        """What drops the share `sparsity` of a dense model."""
+        return self.owner.sites(model, self.state, sparsity)
 
     def undo(self, model: nn.Module) -> nn.Module:
         return detach(model)

@@ -75,10 +75,10 @@ def main() -> None:
 
 
 def with_centres(layer: workload.Layer) -> CentredLayer:
-    """The same weights with a typical spread of centres, and A as `cats.centring` computes it."""
+    """The same weights with a typical spread of centres, and the A that belongs to them."""
     m = len(layer.w_gate)
     centre = torch.randn(m, generator=torch.Generator().manual_seed(m)).to(layer.x.device) * 0.1
-    shared = ((layer.w_up.float() * centre[:, None]).t() @ layer.w_down_t.float()).to(layer.x.dtype)
+    shared = centred.at_centres(layer.w_up, layer.w_down_t, centre).to(layer.x.dtype)
     held = (layer.w_gate, layer.w_up, layer.w_down_t, layer.x, layer.z - centre, layer.threshold)
     return CentredLayer(*held, layer.activation, shared, centre)
 

@@ -37,6 +37,11 @@ def centred_mlp(
     )
 
 
+def at_centres(w_up: torch.Tensor, w_down_t: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """A [d, d] in float32, from w_up and w_down_t [m, d] of any dtype and centre [m]."""
+    return (w_up.float() * centre[:, None]).t() @ w_down_t.float()
+
+
 def dense(x, w_gate, w_up, w_down_t, shared, centre, threshold, activation, out_dtype=None, accumulate=None):
     """The same by dense products, in the dtype `accumulate` where given, else in that of the weights."""
     kind = accumulate or x.dtype
