@@ -10,7 +10,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from cats import attention
+from cats import attention, compilation
 from cats.activation import CatsMLP
 from cats.errors import CatsError
 
@@ -69,8 +69,7 @@ class Decoder:
         self.on_gpu = self.device.type == "cuda"
         self._step = self._decode_one
         if self.on_gpu and options is not None:
-            limits = torch._dynamo.config  # one compilation for each model that a process decodes with
-            limits.recompile_limit = max(limits.recompile_limit, 256)
+            compilation.allow(256)  # one for each model that a process decodes with
             self._step = torch.compile(self._decode_one, fullgraph=True, dynamic=False, options=options)
         self.graph: torch.cuda.CUDAGraph | None = None
 

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
+from cats import compilation
 from cats.activation import ACTIVATIONS, PREFILL, CatsMLP, cats, unrounded
 from cats.errors import CatsError
 from cats.sites import Call, Site, attached
@@ -285,8 +286,7 @@ def _product(activation: str, device: str) -> Callable:
     product = partial(masked_product, activation)
     if device != "cuda":
         return product
-    limits = torch._dynamo.config  # one compilation for each shape of threshold, policy and kind of call
-    limits.recompile_limit = max(limits.recompile_limit, 64)
+    compilation.allow(64)  # one for each shape of threshold, policy and kind of call
     compiled = torch.compile(product)
 
     def fused(gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None):

@@ -30,13 +30,12 @@ class _MaskedProduct(torch.autograd.Function):
     def forward(ctx, gate: Tensor, up: Tensor, threshold: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate, up, threshold)
         ctx.activation = activation
-        return _compiled(_forward, activation, gate.device.type)(gate, up, threshold)
+        return _fused(_forward, activation, gate, up, threshold)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         gate, up, threshold = ctx.saved_tensors
-        back = _compiled(_backward, ctx.activation, gate.device.type)
-        return *back(gate, up, threshold, gradient), None, None
+        return *_fused(_backward, ctx.activation, gate, up, threshold, gradient), None, None
 
 
 def masked_product(gate: Tensor, up: Tensor, threshold: Tensor, activation: str) -> Tensor:
@@ -79,7 +78,11 @@ def _backward(activation: str, gate: Tensor, up: Tensor, threshold: Tensor, grad
     return _SLOPES[activation](by_z, gate), gradient * z.masked_fill(drop, 0)
 
 
-@lru_cache
-def _compiled(function: Callable, activation: str, device: str) -> Callable:
-    function = partial(function, activation)
-    return torch.compile(function) if device == "cuda" else function
+def _fused(function: Callable, *arguments):
+    """One kernel on a GPU, by itself or as part of a layer that is compiled whole."""
+    if arguments[1].is_cuda and not torch.compiler.is_compiling():
+        function = _compiled(function)
+    return function(*arguments)
+
+
+_compiled = lru_cache(torch.compile)

@@ -93,7 +93,8 @@ class LearnedThresholds(nn.Module):
 
     def attach(self) -> None:
         """Let the sparse MLPs mask by these thresholds while they train."""
-        for layer, module in enumerate(self.mlps):
+        layers = torch.arange(len(self.mlps), device=self.shift.device)
+        for layer, module in zip(layers.split(1), self.mlps, strict=True):  # a number would be compiled in
             module.combine = partial(self._combine, layer, module)
 
     def detach(self) -> None:
@@ -102,10 +103,10 @@ class LearnedThresholds(nn.Module):
         for module in self.mlps:
             module.combine = None
 
-    def _combine(self, layer: int, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
+    def _combine(self, layer: Tensor, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
         act = getattr(module, module.layout.act) if isinstance(module.layout.act, str) else module.layout.act
         z = act(gate)
-        return straight_through(z, unrounded(act, gate, z), self.thresholds()[layer]) * up
+        return straight_through(z, unrounded(act, gate, z), self.thresholds().index_select(0, layer)) * up
 
 
 class Anneal:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from cats import compilation
 from cats.errors import CatsError
 from cats.finetuning import fused
 from cats.finetuning.adapt import Teacher
@@ -103,6 +104,7 @@ class CatsTrainer(Trainer):
         self.step_seconds: list[float] = []
         self.peak_bytes = 0  # of GPU memory in a training step
         self._finite = True
+        compilation.allow(64)  # of layers, where accelerate compiles them: some for each method and recipe
         if args.n_gpu > 1:
             args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
         super().__init__(
@@ -218,7 +220,9 @@ class CatsTrainer(Trainer):
         mask = inputs["attention_mask"]
         unwrapped = self.accelerator.unwrap_model(self.model)
         meter = SparsityMeter(unwrapped, per_token=True) if places(unwrapped) else None
-        with torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
+        # observed layers would be compiled one by one, for a few batches
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
             bare = {key: value for key, value in inputs.items() if key != "labels"}
             logits = model(**bare, use_cache=False).logits[:, :-1]
         nats = torch.stack(  # row by row: logits of one row in fp32 are memory enough
