@@ -180,11 +180,13 @@ class CatsTrainer(Trainer):
         if not isinstance(eval_dataset, str):
             self.settle()
             try:
-                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-                if self.zero_shot is not None:
-                    self.state.log_history[-1]["zero_shot"] = self.zero_shot(
-                        self.accelerator.unwrap_model(self.model)
-                    )
+                # for a few batches, layers that are observed would be compiled one by one
+                with torch.compiler.set_stance("force_eager"):
+                    metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+                    if self.zero_shot is not None:
+                        self.state.log_history[-1]["zero_shot"] = self.zero_shot(
+                            self.accelerator.unwrap_model(self.model)
+                        )
                 return metrics
             finally:
                 self._resume()
@@ -220,9 +222,7 @@ class CatsTrainer(Trainer):
         mask = inputs["attention_mask"]
         unwrapped = self.accelerator.unwrap_model(self.model)
         meter = SparsityMeter(unwrapped, per_token=True) if places(unwrapped) else None
-        # observed layers would be compiled one by one, for a few batches
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
+        with torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
             bare = {key: value for key, value in inputs.items() if key != "labels"}
             logits = model(**bare, use_cache=False).logits[:, :-1]
         nats = torch.stack(  # row by row: logits of one row in fp32 are memory enough
