@@ -39,8 +39,12 @@ def calls(monkeypatch):
     """How often the fused attention ran."""
     seen = []
 
-    def count(*arguments):
+    @torch.compiler.assume_constant_result  # noted at compilation: a list that grows would ask for another
+    def note():
         seen.append(torch.is_grad_enabled())
+
+    def count(*arguments):
+        note()
         return fused.decode_attention(*arguments)
 
     monkeypatch.setattr(attention, "decode_attention", count)
