@@ -15,8 +15,7 @@ def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, 
     kind = requests[0].request_type
     mine = [place for place, request in enumerate(requests) if request.doc_id % crew.size == crew.rank]
     if kind == "loglikelihood":
-        if task.encoded is None:
-            task.encoded = harness.encode(requests)
+        encode(task, harness)
         found = harness._loglikelihood_tokens([task.encoded[place] for place in mine])
     else:
         found = getattr(harness, kind)([requests[place] for place in mine])
@@ -27,6 +26,12 @@ def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, 
         raise CatsError(f"{len(responses)} of {len(requests)} requests of {task.name} were answered.")
     ordered = [responses[place] for place in range(len(requests))]
     return score(task, ordered), ordered if kind == "generate_until" else None
+
+
+def encode(task: tasks.LoadedTask, harness: Harness) -> None:
+    """Turn the requests of a task whose answers are scored into token ids, once for all models."""
+    if task.encoded is None and task.requests[0].request_type == "loglikelihood":
+        task.encoded = harness.encode(task.requests)
 
 
 def questions(task: tasks.LoadedTask) -> list[str]:

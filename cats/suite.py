@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from cats import criteria, paths, tasks, texts
 from cats.accounting import Accounting, account
-from cats.answers import answer, questions
+from cats.answers import answer, encode, questions
 from cats.configuration import Calibration, Configuration
 from cats.crew import Crew
 from cats.harness import Harness
@@ -212,6 +212,8 @@ class Suite:
         harness.masking.reset()
         harness.processed = 0
         harness.label = name
+        if not texts.is_text(name):
+            encode(task, harness)  # once for a task: it is no part of the time of the rule that comes first
         started = time.perf_counter()
         scores, generated = (
             texts.score(task, harness, self.crew, self.text_tokens)
