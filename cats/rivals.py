@@ -21,7 +21,7 @@ NONE = "none known"
 # Of each rule, the kernel that decodes with it: from the sources' repositories and papers, read in 2026.
 KERNELS = {
     "cats": OWN,
-    **dict.fromkeys(("centred", "refit-centred"), "here: Triton, one row; its speed is not measured yet"),
+    **dict.fromkeys(("centred", "refit-centred"), "here: Triton, one row"),
     "up-threshold": "FloE: on the design of CATS, for experts of a mixture; COUNTDOWN: Triton, by its paper",
     "scap": "the down kernel of CATS, in fp32",
     "teal": "its own: Triton, fp16, one row",
