@@ -83,7 +83,7 @@ def run(loaded, text, fit, batches, tmp_path):
     def go(folder: str = "run", **changes):
         recipe = Recipe(**TOY | changes)
         rule = criteria.rule(recipe.rule) if recipe.sparse else None
-        fitted = fit if recipe.rule == "cats" else rule and rule.calibrate(loaded.model)
+        fitted = fit if recipe.rule == "cats" else rule and rule.calibrate(loaded.model, batches)
         return finetune(loaded, recipe, text, tmp_path / folder, fit=fitted, calibration=batches)
 
     return go
@@ -364,8 +364,9 @@ def test_a_mirror_with_one_split_is_cut_and_questions_on_one_passage_stay_togeth
     assert {each.response for each in train} == {"yes", "no"}
 
 
-def test_thresholds_are_estimated_once_more(run):
-    outcome = run(**CATS, lr=0.05, recalibrate=1024)
+@pytest.mark.parametrize("rule", ["cats", "chess", "neuron"])  # one a layer, weighted, one a neuron
+def test_thresholds_are_estimated_once_more(run, rule):
+    outcome = run(**CATS | {"rule": rule}, lr=0.05, recalibrate=1024)
     drift = outcome.after["threshold_drift"]
     assert len(drift) == 2 and max(map(abs, drift)) > 0.01
     before, after = outcome.points[-1], outcome.after["recalibrated"]

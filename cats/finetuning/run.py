@@ -115,7 +115,7 @@ def finetune(
         after["sparsity_by_layer"] = [module.sparsity for _, _, module in places(final)]
         note_sparsity(final, fit)
     if recipe.sparse and recipe.recalibrate and fit.thresholds is not None:
-        after |= _recalibrated(final, recipe, text, args, pad, calibration)
+        after |= _recalibrated(final, recipe, fit.thresholds, text, args, pad, calibration)
     return Outcome(points, after, final, True)
 
 
@@ -127,15 +127,16 @@ def save(outcome: Outcome, recipe: Recipe, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _recalibrated(model, recipe: Recipe, text: TrainingText, args, pad: int, batches) -> dict:
+def _recalibrated(model, recipe: Recipe, known, text: TrainingText, args, pad: int, batches) -> dict:
     """Thresholds estimated once more on the trained model as it computes, with its masks: their drift, each
-    over the one trained with, minus 1, and the held-out loss with them."""
+    over the one trained with, minus 1, and the held-out loss with them. `known`: the Thresholds so far."""
     modules = [module for _, _, module in places(model)]
     before = torch.stack([module.threshold.clone() for module in modules])
     targets = [module.sparsity for module in modules]
-    found = calibrate(model, batches)
+    per = "layer" if known.values.ndim == 2 else "neuron"
+    found = calibrate(model, batches, per=per, weights=known.scale)
     renewed = found.at(targets).to(before.device)
-    drift = (renewed / before - 1).reshape(len(modules), -1).mean(1)
+    drift = torch.where(before > 0, renewed / before - 1, 0.0).reshape(len(modules), -1).mean(1)
     set_thresholds(modules, renewed, targets)
     trainer = CatsTrainer(model, recipe, text, args, pad=pad)
     trainer.remove_callback(Grid)  # it would report another step zero
