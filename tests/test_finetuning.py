@@ -14,6 +14,7 @@ import pytest
 import torch
 import two_processes
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -374,6 +375,23 @@ def test_thresholds_are_estimated_once_more(run, rule):
     assert far[1] < far[0]
 
 
+@pytest.mark.parametrize("learn", [False, True])
+def test_the_masks_of_all_layers_are_one_compilation(learn, batches):
+    model = evaluation_toys.loaded(num_hidden_layers=5).model
+    fit = criteria.rule("cats").calibrate(model, batches, progress=False)
+    fit.apply(model, 0.5)
+    if learn:
+        learned.LearnedThresholds(model, fit.thresholds, 0.5).attach()
+    else:
+        fused.attach(model)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    hidden = torch.randn(2, 7, model.config.hidden_size, requires_grad=True)
+    for mlp in cats_mlps(model):
+        torch.compile(mlp, backend=counter)(hidden)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", activation.ACTIVATIONS)
 def test_the_mask_of_a_training_step_has_the_value_and_gradients_of_the_definition(name, dtype):
@@ -629,7 +647,7 @@ def test_a_dry_run_reads_the_text_to_calibrate_on(here, capsys):
 
 def test_thresholds_of_a_plan_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [each] = plan.read(paths.DATA / "plans" / "finetuning" / "step.yml")
+    each = plan.read(paths.DATA / "plans" / "finetuning" / "step.yml")[0]
     assert each.load_thresholds().layers == 30 and each.thresholds.startswith("data/")
 
 
