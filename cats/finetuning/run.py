@@ -204,6 +204,7 @@ def _said(recipe: Recipe, trainer: CatsTrainer, folder: Path) -> Iterator[None]:
     try:
         with quiet_unless_terminal(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's calls of what Transformers renamed
+            warnings.filterwarnings("ignore", "TensorFloat32")  # said of every graph; autocast multiplies
             yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
