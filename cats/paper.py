@@ -20,6 +20,7 @@ EVIDENCE = {
     "S": "stated in the abstract or in the authors' rebuttal",
     "N": "third-party notes on the paper's last version",
     "P": "read in a later paper",
+    "C": "stated by the makers of the model",
     "D": "derived by arithmetic",
 }
 # The paper's models by the names that `cats.models.load` takes.
