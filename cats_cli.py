@@ -258,6 +258,7 @@ def _finetune(command) -> None:
     sub.add_argument("--grid", nargs="+", type=int, default=[], metavar="N", help="steps to measure at")
     sub.add_argument("--learn-thresholds", action="store_true", help="by a straight-through estimator")
     sub.add_argument("--checkpointing", action="store_true", help="recompute activations: less memory")
+    sub.add_argument("--compile", action="store_true", help="compile the layers: faster steps on a GPU")
     sub.add_argument("--unequal", action="store_true", help="the reference code's unequal batches")
     sub.add_argument("--save", action="store_true", help="keep each model, merged")
     _thresholds(sub)

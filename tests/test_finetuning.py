@@ -15,13 +15,14 @@ import torch
 import two_processes
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import cats_cli
 from cats import activation, corpora, criteria, package_docs, paths, records, sampling, sparsify
 from cats.errors import CatsError
-from cats.finetuning import Recipe, finetune, fused, learned, load, measure, plan, save, table
+from cats.finetuning import Recipe, compiled, finetune, fused, learned, load, measure, plan, save, table
 from cats.finetuning.adapt import Teacher, adapt, apply, trained_parameters
 from cats.finetuning.data import Example, _row, collate, examples
 from cats.finetuning.grid import Grid, last_checkpoint
@@ -373,6 +374,18 @@ def test_thresholds_are_estimated_once_more(run, rule):
     before, after = outcome.points[-1], outcome.after["recalibrated"]
     far = [sum(abs(s - 0.5) for s in point["indomain_realised"]) for point in (before, after)]
     assert far[1] < far[0]
+
+
+@pytest.mark.parametrize("changes", [{}, dict(anneal=0.5), dict(learn_thresholds=True, distil=0.5)])
+def test_compiled_layers_train_to_the_same_curve(run, monkeypatch, changes):
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # needs no compiler of C++
+    torch._dynamo.reset()
+    counters.clear()
+    found = curve(run("compiled", **CATS, **changes, compile=True))
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0, "nothing was compiled"
+    assert curve(run("plain", **CATS, **changes)) == pytest.approx(found, rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == graphs, "accelerate's own setting is back"
 
 
 @pytest.mark.parametrize("learn", [False, True])

@@ -9,7 +9,7 @@ from cats.finetuning import compare, plan
 
 _RECIPE = (
     "steps", "grid", "batch", "rows_at_once", "sequence_length", "lr", "tuning", "dtype", "distil", "anneal",
-    "recalibrate", "best", "learn_thresholds", "checkpointing", "unequal",
+    "recalibrate", "best", "learn_thresholds", "checkpointing", "compile", "unequal",
 )  # fmt: skip
 _OWN = ("model", "device", "train", "heldout", "heldout_rows", "data_dir", "save")
 

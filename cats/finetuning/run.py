@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import nn
 from cats.calibration import calibrate
 from cats.criteria import Fit
 from cats.errors import CatsError
+from cats.finetuning import compiled
 from cats.finetuning.adapt import Teacher, adapt, apply, as_relu, merged, note_sparsity
 from cats.finetuning.data import TrainingText
 from cats.finetuning.grid import HELDOUT, INDOMAIN, Grid, keep_last_only, last_checkpoint
@@ -91,7 +92,8 @@ def finetune(
         model, recipe, text, args, pad=pad, teacher=teacher, anneal=anneal, learned=learned, minutes=minutes
     )
     trainer.zero_shot = zero_shot
-    with _said(recipe, trainer, folder):
+    compiling = compiled.layers(trainer.accelerator.state) if recipe.compile else nullcontext()
+    with _said(recipe, trainer, folder), compiling:
         if recipe.steps:
             trainer.train(resume_from_checkpoint=str(begin) if begin else None)
         else:
