@@ -154,7 +154,7 @@ class CatsMLP(nn.Module):
         gate, up = self._gate_up(x)
         if self.combine is not None:
             return getattr(self, self.layout.down)(self.combine(gate, up))
-        act = self._act
+        act = self.gate_act
         z = act(gate)
         masks = self.masks(z)
         if masks or self.observer is not None:
@@ -173,7 +173,7 @@ class CatsMLP(nn.Module):
         if not 1 <= rows <= ROWS.get(x.device.type, 0) or not self.masks(x):
             return False
         parts = {getattr(self, name) for name in (self.layout.gate, self.layout.up, self.layout.down)}
-        act = self._act
+        act = self.gate_act
         return (
             all(_is_plain(part, x) for part in parts)
             and not (isinstance(act, nn.Module) and is_hooked(act))
@@ -195,7 +195,8 @@ class CatsMLP(nn.Module):
         return halves[self.layout.gate_half], halves[1 - self.layout.gate_half]
 
     @property
-    def _act(self) -> Callable[[Tensor], Tensor]:
+    def gate_act(self) -> Callable[[Tensor], Tensor]:
+        """The model's own activation, a module or a function."""
         act = self.layout.act
         return getattr(self, act) if isinstance(act, str) else act
 

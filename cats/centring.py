@@ -47,8 +47,8 @@ class CentredMLP(CatsMLP):
             )
             return y.view(x.shape)
         gate, up = self._gate_up(x)
-        z = self._act(gate)
-        away = unrounded(self._act, gate, z) - self.centre
+        z = self.gate_act(gate)
+        away = unrounded(self.gate_act, gate, z) - self.centre
         kept = cats(z - self.centre.to(z.dtype), self.threshold, away)
         return getattr(self, self.layout.down)(kept * up) + x @ self.shared
 

@@ -52,8 +52,7 @@ def stream_gradients(
 
 def _watching(layer: int, module: CatsMLP, see) -> Callable[[Tensor, Tensor], Tensor]:
     def combine(gate: Tensor, up: Tensor) -> Tensor:
-        act = module.layout.act
-        product = (getattr(module, act)(gate) if isinstance(act, str) else act(gate)) * up
+        product = module.gate_act(gate) * up
         kept = up.detach().flatten(0, -2)
         product.register_hook(lambda gradient: see(layer, kept, gradient.flatten(0, -2)))
         return product

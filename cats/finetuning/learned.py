@@ -104,7 +104,7 @@ class LearnedThresholds(nn.Module):
             module.combine = None
 
     def _combine(self, layer: Tensor, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
-        act = getattr(module, module.layout.act) if isinstance(module.layout.act, str) else module.layout.act
+        act = module.gate_act
         z = act(gate)
         return straight_through(z, unrounded(act, gate, z), self.thresholds().index_select(0, layer)) * up
 

@@ -26,7 +26,7 @@ from cats.finetuning.recipe import Recipe
 from cats.finetuning.trainer import CatsTrainer, arguments
 from cats.models import LoadedModel, quiet_unless_terminal
 from cats.structure import places
-from cats.thresholds import write_atomically
+from cats.thresholds import Thresholds, write_atomically
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _SHARDED = (
@@ -129,9 +129,9 @@ def save(outcome: Outcome, recipe: Recipe, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _recalibrated(model, recipe: Recipe, known, text: TrainingText, args, pad: int, batches) -> dict:
+def _recalibrated(model, recipe: Recipe, known: Thresholds, text: TrainingText, args, pad, batches) -> dict:
     """Thresholds estimated once more on the trained model as it computes, with its masks: their drift, each
-    over the one trained with, minus 1, and the held-out loss with them. `known`: the Thresholds so far."""
+    over the one trained with, minus 1, and the held-out loss with them. `known`: those so far."""
     modules = [module for _, _, module in places(model)]
     before = torch.stack([module.threshold.clone() for module in modules])
     targets = [module.sparsity for module in modules]
