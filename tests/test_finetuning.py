@@ -183,6 +183,18 @@ def test_zero_steps_are_the_model_without_fine_tuning(loaded, text, fit, run):
     assert curve(run("dense", steps=0)) == pytest.approx([heldout_nll(loaded.model, text.heldout)], rel=1e-5)
 
 
+def test_one_fit_that_changes_weights_serves_every_run(loaded, batches):
+    fitted = criteria.rule("refit-combined").calibrate(loaded.model, batches, progress=False)
+    for sparsity in (0.5, 0.7, 0.5):
+        recipe = Recipe(rule="refit-combined", sparsity=sparsity)
+        model = apply(evaluation_toys.loaded(num_hidden_layers=2).model, recipe, fitted)
+        by_hand = evaluation_toys.loaded(num_hidden_layers=2).model
+        fitted.apply(by_hand, sparsity)
+        for ours, theirs in zip(model.state_dict().values(), by_hand.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
+        fitted.undo(by_hand)
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_training_lowers_the_loss_and_leaves_the_given_model_alone(loaded, run, tuning):
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}

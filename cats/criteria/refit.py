@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class RefitFit(Fit):
 
     batches: list = field(default_factory=list)
     progress: bool = True
-    _kept: list = field(default_factory=list)
+    _kept: list = field(default_factory=list, init=False)
+    runs_model: ClassVar[bool] = True
 
     @torch.no_grad()
     def apply(self, model: nn.Module, sparsity: float) -> nn.Module:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class Fit:
     rule: str
     thresholds: Thresholds
     allocation: Callable[[float], float | list[float]] = field(default=uniform)
+    runs_model: ClassVar[bool] = False  # `apply` does, on text: on a GPU in a fraction of the time
 
     def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
         """Make `model` sparse in place; raises CatsError where it is not the calibrated one."""

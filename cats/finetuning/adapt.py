@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -21,16 +22,21 @@ from cats.structure import find_gated_mlps, places
 _ATTENTION = ("q_proj", "v_proj", "qkv_proj")  # of those, what a model has: query and value, as in the paper
 
 
-def apply(model: nn.Module, recipe: Recipe, fit: Fit | None) -> nn.Module:
+def apply(model: nn.Module, recipe: Recipe, fit: Fit | None, device: str = "cpu") -> nn.Module:
     """Make `model` sparse as the recipe says; a dense one stays. CatsError for rules that do not train.
 
-    A rule that steers its thresholds or prunes weights would not keep its mask while weights change.
+    A rule that steers its thresholds or prunes weights would not keep its mask while weights change. One
+    that runs the model on text for this does so on `device`.
     """
     if fit is None:
         return model
     if fit.steer(recipe.sparsity) is not None or (fit.thresholds is None and recipe.rule != "relufication"):
         raise CatsError(f"{recipe.rule} cannot be fine-tuned here: use cats, relufication or dense.")
-    fit.apply(model, recipe.sparsity)
+    before = next(model.parameters()).device
+    if fit.runs_model:
+        model.to(device)
+    replace(fit).apply(model, recipe.sparsity)  # not `fit` itself, which would keep what undoes this model
+    model.to(before)
     for parameter in model.parameters():  # W_down by its columns is for decoding; FSDP takes no such strides
         if not parameter.is_contiguous():
             parameter.data = parameter.data.contiguous()

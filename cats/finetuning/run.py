@@ -78,7 +78,7 @@ def finetune(
     if recipe.tuning == "full" or sharded:  # FSDP wants one dtype, that of the adapters
         model.float()  # 16 bits would lose updates of 1e-5; autocast computes in bf16 all the same
     teacher = Teacher(model, recipe) if recipe.distil else None
-    model = adapt(apply(model, recipe, fit), recipe)
+    model = adapt(apply(model, recipe, fit, "cpu" if sharded else device), recipe)
     anneal = learned = None
     if recipe.sparse and recipe.anneal:
         anneal = Anneal(model, fit, recipe.sparsity, recipe.anneal, recipe.steps)
