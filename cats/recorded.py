@@ -22,14 +22,22 @@ def find(experiment: str, slug: str) -> records.Record | None:
     return held[-1] if held else None
 
 
-def sentence(experiment: str, slug: str) -> str:
-    """Where the numbers come from, or that nothing is recorded, as a sentence of a chapter."""
-    record = find(experiment, slug)
-    if record is None:
-        return _missing([f"{experiment}-{slug}"])
-    device, day = record.content["hardware"]["device"], record.content["utc"][:10]
-    changed = "; the kernels have changed since" if record.stale else ""
-    return f"Measured on {device}, {day}, record {record.path.stem}{changed}."
+def sentence(experiment: str, *slugs: str) -> str:
+    """Where the numbers come from, or that nothing is recorded, in sentences of a chapter."""
+    names, missing = {}, []
+    for slug in slugs:
+        record = find(experiment, slug)
+        if record is None:
+            missing.append(f"{experiment}-{slug}")
+            continue
+        changed = "; the kernels have changed since" if record.stale else ""
+        where = record.content["hardware"]["device"], record.content["utc"][:10]
+        names.setdefault(where, []).append(record.path.stem + changed)
+    said = [
+        f"Measured on {device}, {day}, record{'s' * (len(held) > 1)} {', '.join(held)}."
+        for (device, day), held in names.items()
+    ]
+    return " ".join([*said, _missing(missing)] if missing else said)
 
 
 def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:

@@ -33,6 +33,9 @@ def test_a_record_is_found_by_its_whole_name_and_the_newest_wins(folder):
 def test_absent_records_are_said_to_be_absent(folder):
     test_records.write(folder, "held")
     assert "record perplexity-held" in recorded.sentence("perplexity", "held")
+    test_records.write(folder, "more")
+    both = recorded.sentence("perplexity", "held", "none", "more")
+    assert "records perplexity-held, perplexity-more. No measurement is recorded under" in both
     for words in (recorded.sentence("perplexity", "none"), recorded.provenance("perplexity", ["none"])):
         assert words.startswith("No measurement is recorded under perplexity-none")
     lines = recorded.provenance("perplexity", ["held", "none"]).splitlines()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from cats import plots
 
@@ -155,6 +155,8 @@ def layers(lines: Mapping[str, Sequence[float]], target: float) -> Figure:
 def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Gap to the dense model for each recipe (down), hollow before training and filled after it.
 
+    On a logarithmic axis where every gap of the panel is above zero.
+
     `frames`: title of the panel -> rows with recipe, sparsity, before, after (nats a token).
     """
     recipes = list(dict.fromkeys(recipe for rows in frames.values() for recipe in rows.recipe))
@@ -169,10 +171,16 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
             axes.hlines(places, part.before, part.after, color=look["color"], linewidth=1.4)
             axes.plot(part.before, places, **look, markerfacecolor="white")
             axes.plot(part.after, places, **look, label=f"{level:.0%} gate sparsity")
-        axes.axvline(0, color=plots.GREY, linewidth=1.2)
+        if rows[["before", "after"]].min(axis=None) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.axvline(0, color=plots.GREY, linewidth=1.2)
         axes.set_title(heading, loc="left")
-        axes.set_xlabel("loss − dense, nats")
         axes.grid(axis="y", visible=False)
+    figure.supxlabel("loss − dense, nats", fontsize=11)
     panels[0, 0].set_yticks(range(len(recipes)), recipes)
     panels[0, 0].set_ylim(len(recipes) - 0.5, -0.5)
     plots.legend(figure, panels[0])
