@@ -155,14 +155,17 @@ def layers(lines: Mapping[str, Sequence[float]], target: float) -> Figure:
 def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Gap to the dense model for each recipe (down), hollow before training and filled after it.
 
-    On a logarithmic axis where every gap of the panel is above zero.
+    On a logarithmic axis where every gap is above zero.
 
     `frames`: title of the panel -> rows with recipe, sparsity, before, after (nats a token).
     """
     recipes = list(dict.fromkeys(recipe for rows in frames.values() for recipe in rows.recipe))
     levels = sorted({level for rows in frames.values() for level in rows.sparsity})
+    logarithmic = all(rows[["before", "after"]].min(axis=None) > 0 for rows in frames.values())
     offsets = plots.offsets(len(levels), 0.18)
-    figure, panels = plots.figure(1.6 + 0.36 * len(recipes), ncols=len(frames), sharey=True, squeeze=False)
+    figure, panels = plots.figure(
+        1.6 + 0.36 * len(recipes), ncols=len(frames), sharex=logarithmic, sharey=True, squeeze=False
+    )
     for axes, (heading, rows) in zip(panels[0], frames.items(), strict=True):
         for number, level in enumerate(levels):
             part = rows[rows.sparsity == level]
@@ -171,15 +174,15 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
             axes.hlines(places, part.before, part.after, color=look["color"], linewidth=1.4)
             axes.plot(part.before, places, **look, markerfacecolor="white")
             axes.plot(part.after, places, **look, label=f"{level:.0%} gate sparsity")
-        if rows[["before", "after"]].min(axis=None) > 0:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
-        else:
+        if not logarithmic:
             axes.axvline(0, color=plots.GREY, linewidth=1.2)
         axes.set_title(heading, loc="left")
         axes.grid(axis="y", visible=False)
+    if logarithmic:
+        panels[0, 0].set_xscale("log")
+        panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panels[0, 0].xaxis.set_major_formatter("{x:g}")
+        panels[0, 0].xaxis.set_minor_locator(NullLocator())
     figure.supxlabel("loss − dense, nats", fontsize=11)
     panels[0, 0].set_yticks(range(len(recipes)), recipes)
     panels[0, 0].set_ylim(len(recipes) - 0.5, -0.5)
