@@ -123,7 +123,16 @@ def test_profiles_name_parameters_that_chapters_have_in_their_types(profile):
 
 
 def test_there_is_a_profile_for_each_model_of_the_paper():
-    wanted = {"smoke", "cpu", "gpu", "llama-2-7b", "llama-2-13b", "llama-2-7b-chat", "mistral-7b"}
+    wanted = {
+        "smoke",
+        "cpu",
+        "gpu",
+        "llama-2-7b",
+        "llama-2-13b",
+        "llama-2-70b",
+        "llama-2-7b-chat",
+        "mistral-7b",
+    }
     assert wanted <= set(PROFILES)
 
 
