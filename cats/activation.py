@@ -112,6 +112,7 @@ class CatsMLP(nn.Module):
     """
 
     _exact = ("threshold",)
+    besides = 0.0  # what every token reads besides surviving rows, as a share of all rows of up and down
 
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
         super().__init__()

@@ -13,10 +13,12 @@ class CentredMLP(CatsMLP):
 
     Buffers: `threshold` and `centre` [m] in fp32; `shared` [d, d], A of the rule, in the weights' dtype.
     Every token is masked. Whatever watches or replaces the activations of a CatsMLP is refused: those belong
-    to the dense model.
+    to the dense model. Unfolded, for training, it computes the same from the weights alone: c in place of z
+    where it is near. Then it can be watched, an observer seeing z - c.
     """
 
     _exact = (*CatsMLP._exact, "centre")
+    folded = True
 
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
         if prefill != "masked":
@@ -29,7 +31,7 @@ class CentredMLP(CatsMLP):
         self.register_buffer("shared", torch.zeros(d, d, dtype=weight.dtype, device=device))
 
     def __setattr__(self, name: str, value) -> None:
-        if name in ("observer", "combine") and value is not None:
+        if name in ("observer", "combine") and value is not None and self.folded:
             raise CatsError(
                 "This model has the rule centred built in, which can be run and saved but not watched or "
                 "trained: cats.restore it, and measure the dense model with the rule."
@@ -38,7 +40,7 @@ class CentredMLP(CatsMLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., d] → y: [..., d]; one token on a GPU by the kernel, all others by dense products."""
-        if x.is_cuda and x.numel() == self.hidden_size and self.reads_survivors_only(x):
+        if self.folded and x.is_cuda and x.numel() == self.hidden_size and self.reads_survivors_only(x):
             y = centred_mlp(
                 x.reshape(1, -1),
                 *(self.w_gate, self.w_up, self.w_down_t),
@@ -46,11 +48,33 @@ class CentredMLP(CatsMLP):
                 self.activation,
             )
             return y.view(x.shape)
+        down = getattr(self, self.layout.down)
         gate, up = self._gate_up(x)
+        if self.combine is not None:
+            return down(self.combine(gate, up))
         z = self.gate_act(gate)
         away = unrounded(self.gate_act, gate, z) - self.centre
-        kept = cats(z - self.centre.to(z.dtype), self.threshold, away)
-        return getattr(self, self.layout.down)(kept * up) + x @ self.shared
+        if self.folded:
+            kept = cats(z - self.centre.to(z.dtype), self.threshold, away)
+            return down(kept * up) + x @ self.shared
+        if self.observer is not None:
+            self.observer(away, up)
+        if self.masks(x):
+            z = torch.where(away.abs() < self.threshold, self.centre.to(z.dtype), z)
+        return down(z * up)
+
+    @property
+    def besides(self) -> float:
+        return self.hidden_size / (2 * self.intermediate_size)
+
+    def unfold(self) -> None:
+        """Compute without A, which is that of the weights as they are, until `fold`."""
+        self.folded = False
+
+    def fold(self) -> None:
+        """Compute by A again, made anew from the weights."""
+        self.folded = True
+        self.set(self.threshold, self.centre)
 
     @torch.no_grad()
     def set(self, threshold: Tensor, centre: Tensor, more: Tensor | None = None) -> None:

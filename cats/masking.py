@@ -205,6 +205,7 @@ class Masking:
             up.reshape(-1, shape[-1]),
             module.threshold.reshape(-1),
             None if masked is None else masked.reshape(-1, 1).to(gate.device),
+            getattr(module, "centre", None),
         )
         self._note(layer, phase, zeroed, masked)
         if self.steer is not None:
@@ -252,7 +253,9 @@ def _shares(modules: list[CatsMLP | Site], zeroed: Tensor, sparse: Tensor) -> di
     sites = isinstance(modules[0], Site)
     widths = torch.tensor([m.width if sites else m.intermediate_size for m in modules])
     weights = torch.tensor([m.weights if sites else 2 * m.hidden_size for m in modules])
-    extra = torch.tensor([m.extra if sites else 0 for m in modules])
+    extra = torch.tensor(
+        [m.extra if sites else m.besides * m.intermediate_size * 2 * m.hidden_size for m in modules]
+    )
     layers = torch.tensor([module.layer for module in modules] if sites else range(len(modules)))
     skipped, whole = (
         torch.zeros(int(layers.max()) + 1, dtype=torch.float64).index_add_(0, layers, part.double())
@@ -266,15 +269,28 @@ def _shares(modules: list[CatsMLP | Site], zeroed: Tensor, sparse: Tensor) -> di
     }
 
 
-def masked_product(activation: str, gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None):
+def masked_product(
+    activation: str,
+    gate: Tensor,
+    up: Tensor,
+    threshold: Tensor,
+    masked: Tensor | None,
+    centre: Tensor | None = None,
+):
     """(CATS_t(act(gate)) * up, zeros of each row): gate, up [N, m]; threshold [1] or [m]; `masked` [N, 1]
     or None.
 
     Rows where `masked` is False keep every activation. Zeros are counted after the mask, exact ones
-    included.
+    included. With a `centre` [m], activations nearer to it than the threshold become it, and are what is
+    counted.
     """
     z = ACTIVATIONS[activation](gate)
-    kept = cats(z, threshold, unrounded(ACTIVATIONS[activation], gate, z))
+    exact = unrounded(ACTIVATIONS[activation], gate, z)
+    if centre is not None:
+        near = (exact - centre).abs() < threshold
+        near = near if masked is None else near & masked
+        return torch.where(near, centre.to(z.dtype), z) * up, near.sum(-1)
+    kept = cats(z, threshold, exact)
     if masked is not None:
         kept = torch.where(masked, kept, z)
     return kept * up, (kept == 0).sum(-1)
@@ -289,9 +305,9 @@ def _product(activation: str, device: str) -> Callable:
     compilation.allow(64)  # one for each shape of threshold, policy and kind of call
     compiled = torch.compile(product)
 
-    def fused(gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None):
+    def fused(gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None, centre: Tensor | None):
         for tensor in (gate, up) if masked is None else (gate, up, masked):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)  # the number of tokens differs from call to call
-        return compiled(gate, up, threshold, masked)
+        return compiled(gate, up, threshold, masked, centre)
 
     return fused

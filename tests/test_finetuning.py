@@ -21,12 +21,14 @@ from transformers import AutoModelForCausalLM
 
 import cats_cli
 from cats import activation, corpora, criteria, package_docs, paths, records, sampling, sparsify
+from cats.centring import CentredMLP
 from cats.errors import CatsError
 from cats.finetuning import Recipe, compiled, finetune, fused, learned, load, measure, plan, save, table
 from cats.finetuning.adapt import Teacher, adapt, apply, trained_parameters
 from cats.finetuning.data import Example, _row, collate, examples
 from cats.finetuning.grid import Grid, last_checkpoint
 from cats.finetuning.trainer import CatsTrainer, arguments
+from cats.masking import Masking, Policy
 from cats.structure import cats_mlps
 
 TOY = dict(
@@ -446,9 +448,74 @@ def test_the_mask_of_a_training_step_is_one_graph_forward_and_one_backward():
     gate, up, gradient = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     for function, given in ((fused._forward, ()), (fused._backward, (gradient,))):
         whole = torch.compile(function, fullgraph=True, backend="eager")
-        for level in (0.1, 0.4):
-            found = whole("silu", gate, up, torch.tensor([level]), *given)
-            torch.testing.assert_close(found, function("silu", gate, up, torch.tensor([level]), *given))
+        for level, centre in ((0.1, None), (0.4, None), (0.1, torch.rand(8)), (0.4, torch.rand(8))):
+            arguments = ("silu", gate, up, torch.tensor([level]), centre, *given)
+            torch.testing.assert_close(whole(*arguments), function(*arguments))
+
+
+def test_what_is_set_to_its_centre_trains_up_and_not_gate():
+    gate, up, weight = torch.randn(3, 64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gate.requires_grad_(), up.requires_grad_()
+    threshold, centre = torch.full((8,), 0.3), torch.linspace(-0.2, 0.4, 8)
+    found = fused.masked_product(gate, up, threshold, "silu", centre)
+    z = functional.silu(gate)
+    near = (z - centre).abs() < threshold
+    expected = torch.where(near, centre.double(), z) * up
+    torch.testing.assert_close(found, expected)
+    slopes = torch.autograd.grad((found * weight).sum(), (gate, up))
+    wanted = torch.autograd.grad((expected * weight).sum(), (gate, up))
+    for ours, theirs in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert 0.2 < near.float().mean() < 0.8 and not slopes[0][near].any() and slopes[1][near].all()
+
+
+@pytest.fixture
+def centred_everywhere(monkeypatch):
+    """Centres in every layer: random weights rarely want them."""
+    rule = type(criteria.rule("centred"))
+    monkeypatch.setattr(rule, "nearer", lambda self, mlp, gate, state, sparsity: True)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(tuning="full"), dict(distil=0.5)])
+def test_centred_trains_without_its_matrix_and_is_folded_at_the_end(
+    run, text, loaded, tmp_path, centred_everywhere, changes
+):
+    outcome = run(rule="centred", sparsity=0.5, **changes)
+    assert curve(outcome)[-1] < curve(outcome)[0]
+    modules = cats_mlps(outcome.model)
+    assert all(isinstance(module, CentredMLP) and module.folded for module in modules)
+    for module in modules:
+        shared = (module.w_up.T * module.centre) @ module.w_down_t
+        torch.testing.assert_close(module.shared, shared, rtol=1e-4, atol=1e-5)
+    assert heldout_nll(outcome.model, text.heldout) == pytest.approx(curve(outcome)[-1], rel=1e-4)
+    realised = outcome.points[-1]["heldout_realised"]
+    assert all(0.2 < share < 0.8 for share in realised)
+    save(outcome, Recipe(rule="centred", sparsity=0.5), loaded.tokenizer, tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert heldout_nll(again, text.heldout) == pytest.approx(curve(outcome)[-1], rel=1e-4)
+
+
+def test_before_training_centred_is_the_rule_as_it_is_evaluated(
+    loaded, text, batches, run, centred_everywhere
+):
+    fitted = criteria.rule("centred").calibrate(loaded.model, batches, progress=False)
+    model = evaluation_toys.loaded(num_hidden_layers=2).model
+    expected = heldout_nll(fitted.apply(model, 0.5), text.heldout)
+    fitted.undo(model)
+    assert curve(run(rule="centred", sparsity=0.5, steps=0)) == pytest.approx([expected], rel=1e-5)
+    unfolded = apply(model, Recipe(rule="centred", sparsity=0.5), fitted)
+    with Masking(unfolded) as masking:
+        assert heldout_nll(unfolded, text.heldout) == pytest.approx(expected, rel=1e-5)
+    by_layer = masking.realised()["prefill"]["by_layer"]
+    with Masking(fitted.apply(evaluation_toys.loaded(num_hidden_layers=2).model, 0.5)) as by_rule:
+        heldout_nll(by_rule.model, text.heldout)
+    assert by_layer == pytest.approx(by_rule.realised()["prefill"]["by_layer"], abs=1e-5)
+    with Masking(unfolded, Policy(prefill="dense")):
+        assert heldout_nll(unfolded, text.heldout) == pytest.approx(
+            heldout_nll(loaded.model, text.heldout), rel=1e-6
+        )
+    with pytest.raises(CatsError, match="no thresholds to anneal or learn"):
+        run("annealed", rule="centred", sparsity=0.5, anneal=0.5)
 
 
 def test_training_masks_in_one_pass_and_measures_as_the_mlp_does(run, monkeypatch):
@@ -526,9 +593,12 @@ def test_annealing_raises_the_sparsity_to_its_target_and_is_measured_there(fit, 
     assert float(cats_mlps(outcome.model)[0].threshold) == pytest.approx(expected[-1])
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_teacher_stays_the_dense_model_while_the_student_changes(loaded, text, fit, tuning):
-    recipe = Recipe(**TOY | CATS | dict(tuning=tuning, distil=1.0))
+@pytest.mark.parametrize(("rule", "tuning"), [("cats", "lora"), ("cats", "full"), ("centred", "lora")])
+def test_the_teacher_stays_the_dense_model_while_the_student_changes(
+    loaded, text, batches, centred_everywhere, rule, tuning
+):
+    recipe = Recipe(**TOY | CATS | dict(rule=rule, tuning=tuning, distil=1.0))
+    fit = criteria.rule(rule).calibrate(loaded.model, batches, progress=False)
     student = evaluation_toys.loaded(num_hidden_layers=2).model
     teacher = Teacher(student, recipe)
     student = adapt(apply(student, recipe, fit), recipe)

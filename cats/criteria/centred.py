@@ -11,6 +11,7 @@ read; here each neuron has its own, which multiplies another projection and ther
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,8 @@ def under(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
 
 class CentredFit(SitedFit):
     """The rule `centred`, calibrated on one model."""
+
+    runs_model: ClassVar[bool] = True
 
     @torch.no_grad()
     def install(self, model: nn.Module, sparsity: float) -> nn.Module:

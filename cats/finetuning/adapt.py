@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from cats import criteria, models
+from cats.centring import CentredMLP
 from cats.config import CatsConfig
 from cats.criteria import Fit
 from cats.errors import CatsError
@@ -30,12 +31,22 @@ def apply(model: nn.Module, recipe: Recipe, fit: Fit | None, device: str = "cpu"
     """
     if fit is None:
         return model
-    if fit.steer(recipe.sparsity) is not None or (fit.thresholds is None and recipe.rule != "relufication"):
-        raise CatsError(f"{recipe.rule} cannot be fine-tuned here: use cats, relufication or dense.")
+    centred = recipe.rule == "centred"
+    if fit.steer(recipe.sparsity) is not None or (
+        fit.thresholds is None and not centred and recipe.rule != "relufication"
+    ):
+        raise CatsError(f"{recipe.rule} cannot be fine-tuned here: use cats, centred, relufication or dense.")
+    if centred and (recipe.anneal or recipe.learn_thresholds):
+        raise CatsError("centred has no thresholds to anneal or learn: leave those options out.")
     before = next(model.parameters()).device
     if fit.runs_model:
         model.to(device)
-    replace(fit).apply(model, recipe.sparsity)  # not `fit` itself, which would keep what undoes this model
+    ours = replace(fit)  # `fit` itself would keep what undoes this model
+    if centred:
+        for module in centred_mlps(ours.install(model, recipe.sparsity)):
+            module.unfold()
+    else:
+        ours.apply(model, recipe.sparsity)
     model.to(before)
     for parameter in model.parameters():  # W_down by its columns is for decoding; FSDP takes no such strides
         if not parameter.is_contiguous():
@@ -120,7 +131,14 @@ def merged(model: nn.Module) -> nn.Module:
         model = model.merge_and_unload()
     for _, _, module in places(model):
         store_by_columns(module)
+    for module in centred_mlps(model):
+        module.fold()
     return model.eval().requires_grad_(False)
+
+
+def centred_mlps(model: nn.Module) -> list[CentredMLP]:
+    """The MLPs of the rule centred that have centres."""
+    return [module for _, _, module in places(model) if isinstance(module, CentredMLP)]
 
 
 def note_sparsity(model: nn.Module, fit: Fit) -> None:

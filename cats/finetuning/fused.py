@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from cats.activation import ACTIVATIONS, CatsMLP, cats, unrounded
+from cats.activation import ACTIVATIONS, CatsMLP, unrounded
 from cats.structure import places
 
 _aten = torch.ops.aten
@@ -27,25 +27,29 @@ class _MaskedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor, threshold: Tensor, activation: str) -> Tensor:
-        ctx.save_for_backward(gate, up, threshold)
+    def forward(
+        ctx, gate: Tensor, up: Tensor, threshold: Tensor, activation: str, centre: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(gate, up, threshold, centre)
         ctx.activation = activation
-        return _fused(_forward, activation, gate, up, threshold)
+        return _fused(_forward, activation, gate, up, threshold, centre)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        gate, up, threshold = ctx.saved_tensors
-        return *_fused(_backward, ctx.activation, gate, up, threshold, gradient), None, None
+        return *_fused(_backward, ctx.activation, *ctx.saved_tensors, gradient), None, None, None
 
 
-def masked_product(gate: Tensor, up: Tensor, threshold: Tensor, activation: str) -> Tensor:
+def masked_product(
+    gate: Tensor, up: Tensor, threshold: Tensor, activation: str, centre: Tensor | None = None
+) -> Tensor:
     """CATS_t(act(gate)) * up, gate and up [..., m], as the sparse MLP computes it, to be trained through.
 
-    threshold: fp32, [] or [m], which gets no gradient; `activation`: a key of `cats.activation.ACTIVATIONS`.
+    threshold: fp32, [] or [m], which gets no gradient; `activation`: a key of `cats.activation.ACTIVATIONS`;
+    `centre`: fp32 [m], a constant that what is nearer to it than the threshold becomes, in place of zero.
     On a CPU, value and gradients are those of `cats.activation.cats` bit for bit. On a GPU each is one
     kernel, in fp32 from the loads to the store; the comparison with t is the same.
     """
-    return _MaskedProduct.apply(gate, up, threshold.reshape(-1), activation)
+    return _MaskedProduct.apply(gate, up, threshold.reshape(-1), activation, centre)
 
 
 def attach(model: nn.Module) -> None:
@@ -61,21 +65,31 @@ def detach(model: nn.Module) -> None:
 
 
 def _combine(module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
-    return masked_product(gate, up, module.threshold, module.activation)
+    return masked_product(gate, up, module.threshold, module.activation, getattr(module, "centre", None))
 
 
-def _forward(activation: str, gate: Tensor, up: Tensor, threshold: Tensor) -> Tensor:
-    act = ACTIVATIONS[activation]
-    z = act(gate)
-    return cats(z, threshold, unrounded(act, gate, z)) * up
+def _forward(activation: str, gate: Tensor, up: Tensor, threshold: Tensor, centre: Tensor | None) -> Tensor:
+    return _kept(activation, gate, threshold, centre)[0] * up
 
 
-def _backward(activation: str, gate: Tensor, up: Tensor, threshold: Tensor, gradient: Tensor):
-    act = ACTIVATIONS[activation]
-    z = act(gate)
-    drop = unrounded(act, gate, z).abs() < threshold
+def _backward(
+    activation: str, gate: Tensor, up: Tensor, threshold: Tensor, centre: Tensor | None, gradient: Tensor
+):
+    kept, drop = _kept(activation, gate, threshold, centre)
     by_z = (gradient * up).masked_fill(drop, 0)
-    return _SLOPES[activation](by_z, gate), gradient * z.masked_fill(drop, 0)
+    return _SLOPES[activation](by_z, gate), gradient * kept
+
+
+def _kept(activation: str, gate: Tensor, threshold: Tensor, centre: Tensor | None) -> tuple[Tensor, Tensor]:
+    """act(gate) with what is dropped set to zero or its centre, and which that is."""
+    act = ACTIVATIONS[activation]
+    z = act(gate)
+    exact = unrounded(act, gate, z)
+    if centre is None:
+        drop = exact.abs() < threshold
+        return z.masked_fill(drop, 0), drop
+    drop = (exact - centre).abs() < threshold
+    return torch.where(drop, centre.to(z.dtype), z), drop
 
 
 def _fused(function: Callable, *arguments):

@@ -240,7 +240,8 @@ class CatsTrainer(Trainer):
             right = (answers[scores.argmax(1)] == labels.gather(1, first[:, None])[:, 0]).float()
         rows = torch.stack([nats, counted.sum(1).float(), right, mask.sum(1).float()], 1)
         if meter is not None:
-            shares = meter.per_token.T.to(rows.device)  # [N, L], a row a valid token
+            besides = torch.tensor([module.besides for _, _, module in places(unwrapped)])
+            shares = (meter.per_token.T - besides).to(rows.device)  # [N, L], a row a valid token
             zeroed = torch.zeros(len(rows), shares.shape[1], device=rows.device)
             rows = torch.cat([rows, zeroed.index_add_(0, mask.nonzero()[:, 0], shares)], 1)
         return nats.sum() / counted.sum(), rows, rows
