@@ -34,7 +34,7 @@ class CentredMLP(CatsMLP):
         if name in ("observer", "combine") and value is not None and self.folded:
             raise CatsError(
                 "This model has the rule centred built in, which can be run and saved but not watched or "
-                "trained: cats.restore it, and measure the dense model with the rule."
+                "trained: cats.restore it, and measure or fine-tune the dense model by the rule."
             )
         super().__setattr__(name, value)
 
