@@ -58,17 +58,29 @@ def activation_name(act: str | Callable[[Tensor], Tensor]) -> str:
     raise CatsError(f"The activation {shown!r} is not supported: CATS here knows {', '.join(ACTIVATIONS)}.")
 
 
-def cats(z: Tensor, threshold: Tensor | float, exact: Tensor | None = None) -> Tensor:
-    """CATS_t(z), paper eq. 5: z where |z| >= t or z is NaN, else 0.
+def cats(
+    z: Tensor, threshold: Tensor | float, exact: Tensor | None = None, centre: Tensor | None = None
+) -> Tensor:
+    """CATS_t(z), paper eq. 5: z where |z| >= t or z is NaN, else 0; around a `centre`, as `dropped`, else c.
 
     z: [..., m], any floating dtype; threshold: fp32, [] or [m] (one per neuron). The comparison is made in
     fp32 (fp64 for fp64 z), with `exact` in place of z where given (see `unrounded`). The gradient is that of
     a constant mask: exactly zero where z was masked, none to the threshold.
     """
-    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=z.device).detach()
-    compared = (z if exact is None else exact).detach().abs()
+    return settled(z, dropped(z if exact is None else exact, threshold, centre), centre)
+
+
+def dropped(exact: Tensor, threshold: Tensor | float, centre: Tensor | None = None) -> Tensor:
+    """Which of z [..., m] the mask drops, bool: |z| < t, or with a centre c, fp32 [m], |z - c| < t."""
+    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=exact.device).detach()
+    away = exact.detach() if centre is None else exact.detach() - centre
     # at least one dimension: PyTorch would otherwise round t to the dtype of z before comparing
-    return z.masked_fill(compared < threshold.reshape(-1), 0)
+    return away.abs() < threshold.reshape(-1)
+
+
+def settled(z: Tensor, drop: Tensor, centre: Tensor | None = None) -> Tensor:
+    """z [..., m] with what is dropped set to zero, or to its centre."""
+    return z.masked_fill(drop, 0) if centre is None else torch.where(drop, centre.to(z.dtype), z)
 
 
 def unrounded(act: Callable[[Tensor], Tensor], gate: Tensor, z: Tensor) -> Tensor:

@@ -53,14 +53,15 @@ class CentredMLP(CatsMLP):
         if self.combine is not None:
             return down(self.combine(gate, up))
         z = self.gate_act(gate)
-        away = unrounded(self.gate_act, gate, z) - self.centre
+        exact = unrounded(self.gate_act, gate, z)
+        away = exact - self.centre
         if self.folded:
             kept = cats(z - self.centre.to(z.dtype), self.threshold, away)
             return down(kept * up) + x @ self.shared
         if self.observer is not None:
             self.observer(away, up)
         if self.masks(x):
-            z = torch.where(away.abs() < self.threshold, self.centre.to(z.dtype), z)
+            z = cats(z, self.threshold, exact, self.centre)
         return down(z * up)
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cats import compilation
-from cats.activation import ACTIVATIONS, PREFILL, CatsMLP, cats, unrounded
+from cats.activation import ACTIVATIONS, PREFILL, CatsMLP, dropped, settled, unrounded
 from cats.errors import CatsError
 from cats.sites import Call, Site, attached
 from cats.structure import places
@@ -285,15 +285,11 @@ def masked_product(
     counted.
     """
     z = ACTIVATIONS[activation](gate)
-    exact = unrounded(ACTIVATIONS[activation], gate, z)
-    if centre is not None:
-        near = (exact - centre).abs() < threshold
-        near = near if masked is None else near & masked
-        return torch.where(near, centre.to(z.dtype), z) * up, near.sum(-1)
-    kept = cats(z, threshold, exact)
+    drop = dropped(unrounded(ACTIVATIONS[activation], gate, z), threshold, centre)
     if masked is not None:
-        kept = torch.where(masked, kept, z)
-    return kept * up, (kept == 0).sum(-1)
+        drop = drop & masked
+    kept = settled(z, drop, centre)
+    return kept * up, ((kept == 0) if centre is None else drop).sum(-1)
 
 
 @lru_cache

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cats.activation import ACTIVATIONS
+from cats.centring import CentredMLP
 from cats.criteria.refit import root_size
 from cats.criteria.sited import (
     Quantiles,
@@ -31,7 +32,7 @@ from cats.criteria.sited import (
 from cats.errors import CatsError
 from cats.sites import Site
 from cats.sparsify import centre
-from cats.structure import GatedMLP
+from cats.structure import GatedMLP, cats_mlps
 
 _MEDIANS, _ERRORS = 512, 128  # tokens in the samples, at least, where the text has so many
 
@@ -167,6 +168,12 @@ class CentredFit(SitedFit):
             centres.append(act(self.state.gates[mlp.layer]) if site.extra else None)
             more.append(None if site.beside is None else site.beside[1].float())
         return centre(model, thresholds, centres, sparsity, more=more, calibrated=self.describe())
+
+    def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
+        for module in cats_mlps(self.install(model, sparsity)):
+            if isinstance(module, CentredMLP):
+                module.unfold()
+        return model
 
 
 class _Sample:

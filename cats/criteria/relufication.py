@@ -24,6 +24,8 @@ class ReluFit(Fit):
             store_by_columns(module)
         return model
 
+    to_train = apply
+
     def gate_sparsity(self, sparsity):
         return None
 

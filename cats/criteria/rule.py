@@ -39,6 +39,14 @@ class Fit:
         """Make `model` sparse in place; raises CatsError where it is not the calibrated one."""
         return sparsify(model, self.thresholds, self.allocation(sparsity))
 
+    def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
+        """`apply` for fine-tuning; CatsError for a rule whose mask would not stay while weights change."""
+        if self.thresholds is None or self.steer(sparsity) is not None:
+            raise CatsError(
+                f"{self.rule} cannot be fine-tuned here: use cats, centred, relufication or dense."
+            )
+        return self.apply(model, sparsity)
+
     def undo(self, model: nn.Module) -> nn.Module:
         """Put everything back as it was."""
         if any(isinstance(module, CatsMLP) for module in model.modules()):

@@ -26,28 +26,17 @@ _ATTENTION = ("q_proj", "v_proj", "qkv_proj")  # of those, what a model has: que
 def apply(model: nn.Module, recipe: Recipe, fit: Fit | None, device: str = "cpu") -> nn.Module:
     """Make `model` sparse as the recipe says; a dense one stays. CatsError for rules that do not train.
 
-    A rule that steers its thresholds or prunes weights would not keep its mask while weights change. One
-    that runs the model on text for this does so on `device`.
+    One that runs the model on text for this does so on `device`.
     """
     if fit is None:
         return model
-    centred = recipe.rule == "centred"
-    if fit.steer(recipe.sparsity) is not None or (
-        fit.thresholds is None and not centred and recipe.rule != "relufication"
-    ):
-        raise CatsError(f"{recipe.rule} cannot be fine-tuned here: use cats, centred, relufication or dense.")
-    if centred and (recipe.anneal or recipe.learn_thresholds):
-        raise CatsError("centred has no thresholds to anneal or learn: leave those options out.")
     before = next(model.parameters()).device
     if fit.runs_model:
         model.to(device)
-    ours = replace(fit)  # `fit` itself would keep what undoes this model
-    if centred:
-        for module in centred_mlps(ours.install(model, recipe.sparsity)):
-            module.unfold()
-    else:
-        ours.apply(model, recipe.sparsity)
+    replace(fit).to_train(model, recipe.sparsity)  # not `fit` itself, which would keep what undoes this model
     model.to(before)
+    if fit.thresholds is None and (recipe.anneal or recipe.learn_thresholds):
+        raise CatsError(f"{recipe.rule} has no thresholds to anneal or learn: leave those options out.")
     for parameter in model.parameters():  # W_down by its columns is for decoding; FSDP takes no such strides
         if not parameter.is_contiguous():
             parameter.data = parameter.data.contiguous()
@@ -131,14 +120,9 @@ def merged(model: nn.Module) -> nn.Module:
         model = model.merge_and_unload()
     for _, _, module in places(model):
         store_by_columns(module)
-    for module in centred_mlps(model):
-        module.fold()
+        if isinstance(module, CentredMLP):
+            module.fold()
     return model.eval().requires_grad_(False)
-
-
-def centred_mlps(model: nn.Module) -> list[CentredMLP]:
-    """The MLPs of the rule centred that have centres."""
-    return [module for _, _, module in places(model) if isinstance(module, CentredMLP)]
 
 
 def note_sparsity(model: nn.Module, fit: Fit) -> None:

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from cats.activation import ACTIVATIONS, CatsMLP, unrounded
+from cats.activation import ACTIVATIONS, CatsMLP, dropped, settled, unrounded
 from cats.structure import places
 
 _aten = torch.ops.aten
@@ -84,12 +84,8 @@ def _kept(activation: str, gate: Tensor, threshold: Tensor, centre: Tensor | Non
     """act(gate) with what is dropped set to zero or its centre, and which that is."""
     act = ACTIVATIONS[activation]
     z = act(gate)
-    exact = unrounded(act, gate, z)
-    if centre is None:
-        drop = exact.abs() < threshold
-        return z.masked_fill(drop, 0), drop
-    drop = (exact - centre).abs() < threshold
-    return torch.where(drop, centre.to(z.dtype), z), drop
+    drop = dropped(unrounded(act, gate, z), threshold, centre)
+    return settled(z, drop, centre), drop
 
 
 def _fused(function: Callable, *arguments):

@@ -221,7 +221,8 @@ class CatsTrainer(Trainer):
         labels = inputs["labels"][:, 1:]
         mask = inputs["attention_mask"]
         unwrapped = self.accelerator.unwrap_model(self.model)
-        meter = SparsityMeter(unwrapped, per_token=True) if places(unwrapped) else None
+        sparse = [module for _, _, module in places(unwrapped)]
+        meter = SparsityMeter(unwrapped, per_token=True) if sparse else None
         with torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
             bare = {key: value for key, value in inputs.items() if key != "labels"}
             logits = model(**bare, use_cache=False).logits[:, :-1]
@@ -240,7 +241,7 @@ class CatsTrainer(Trainer):
             right = (answers[scores.argmax(1)] == labels.gather(1, first[:, None])[:, 0]).float()
         rows = torch.stack([nats, counted.sum(1).float(), right, mask.sum(1).float()], 1)
         if meter is not None:
-            besides = torch.tensor([module.besides for _, _, module in places(unwrapped)])
+            besides = torch.tensor([module.besides for module in sparse])
             shares = (meter.per_token.T - besides).to(rows.device)  # [N, L], a row a valid token
             zeroed = torch.zeros(len(rows), shares.shape[1], device=rows.device)
             rows = torch.cat([rows, zeroed.index_add_(0, mask.nonzero()[:, 0], shares)], 1)
