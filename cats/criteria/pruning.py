@@ -127,7 +127,7 @@ def block_inputs(model: nn.Module, blocks: nn.ModuleList, batches) -> list[State
                 for args, kwargs in calls
             ]
             first = calls[0][0][0] if calls[0][0] else calls[0][1]["hidden_states"]
-            states.append(State(first, valid.bool(), options))
+            states.append(State(first, valid.bool().cpu(), options))
     finally:
         for hook in hooks:
             hook.remove()

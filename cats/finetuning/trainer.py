@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -21,7 +22,7 @@ from cats import compilation
 from cats.errors import CatsError
 from cats.finetuning import fused
 from cats.finetuning.adapt import Teacher
-from cats.finetuning.data import TrainingText, collate
+from cats.finetuning.data import TrainingText, collate, is_instructions
 from cats.finetuning.grid import HELDOUT, INDOMAIN, Bar, Grid
 from cats.finetuning.learned import Anneal, LearnedThresholds
 from cats.finetuning.recipe import Recipe
@@ -29,6 +30,8 @@ from cats.observation import SparsityMeter
 from cats.structure import places
 
 _SHIFT = "thresholds.safetensors"
+# All but cuDNN's: its gradients are NaN for some batches with padding (torch 2.11, 16 rows of 64 tokens).
+_MASKED_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def arguments(recipe: Recipe, folder: Path, *, on_cpu: bool, accumulation: int) -> TrainingArguments:
@@ -165,7 +168,8 @@ class CatsTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with sdpa_kernel(_MASKED_ATTENTION) if is_instructions(self.recipe.train) else nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._finite = self._finite & torch.isfinite(loss)
         return loss
 
