@@ -22,7 +22,7 @@ from cats import compilation
 from cats.errors import CatsError
 from cats.finetuning import fused
 from cats.finetuning.adapt import Teacher
-from cats.finetuning.data import TrainingText, collate, is_instructions
+from cats.finetuning.data import TrainingText, collate
 from cats.finetuning.grid import HELDOUT, INDOMAIN, Bar, Grid
 from cats.finetuning.learned import Anneal, LearnedThresholds
 from cats.finetuning.recipe import Recipe
@@ -107,6 +107,7 @@ class CatsTrainer(Trainer):
         self.step_seconds: list[float] = []
         self.peak_bytes = 0  # of GPU memory in a training step
         self._finite = True
+        self._padded = len({len(ids) for ids, _ in text.train.rows}) > 1
         compilation.allow(64)  # of layers, where accelerate compiles them: some for each method and recipe
         if args.n_gpu > 1:
             args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
@@ -168,7 +169,7 @@ class CatsTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        with sdpa_kernel(_MASKED_ATTENTION) if is_instructions(self.recipe.train) else nullcontext():
+        with sdpa_kernel(_MASKED_ATTENTION) if self._padded else nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._finite = self._finite & torch.isfinite(loss)
         return loss
