@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 
 import cats_cli
 from cats import activation, corpora, criteria, package_docs, paths, records, sampling, sparsify
@@ -319,9 +319,47 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(ru
         return value * float("nan") if self.state.global_step == 3 else value
 
     monkeypatch.setattr(CatsTrainer, "compute_loss", spoiled)
-    with pytest.raises(CatsError, match="NaN or infinite at step 4"):
+    with pytest.raises(CatsError, match="The loss became NaN or infinite at step 4"):
         run(**CATS)
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(run, monkeypatch, tmp_path):
+    step = CatsTrainer.training_step
+
+    def spoiled(self, model, *args):
+        loss = step(self, model, *args)
+        if self.state.global_step == 3:
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(CatsTrainer, "training_step", spoiled)
+    with pytest.raises(CatsError, match="The gradient became NaN or infinite at step 4"):
+        run(**CATS)
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
+
+
+def test_padding_does_not_change_what_a_row_teaches(run, text, monkeypatch):
+    """Rows padded on the right are trained without a mask for it: to the gradient that a mask gives."""
+    found = {}
+
+    def remembered(kind):
+        def clip(self, model):
+            found[kind] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            return clipped(self, model)
+
+        return clip
+
+    clipped = CatsTrainer._clip_grad_norm
+    short = [(ids[: len(ids) - number % 5], skipped) for number, (ids, skipped) in enumerate(text.train.rows)]
+    monkeypatch.setattr(text.train, "rows", short)
+    monkeypatch.setattr(CatsTrainer, "_clip_grad_norm", remembered("as shipped"))
+    run("without", **CATS, steps=1)
+    monkeypatch.setattr(CatsTrainer, "training_step", Trainer.training_step)
+    monkeypatch.setattr(CatsTrainer, "_clip_grad_norm", remembered("with the mask"))
+    run("with", **CATS, steps=1)
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])

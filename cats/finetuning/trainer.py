@@ -14,7 +14,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -30,8 +29,6 @@ from cats.observation import SparsityMeter
 from cats.structure import places
 
 _SHIFT = "thresholds.safetensors"
-# All but cuDNN's: its gradients are NaN for some batches with padding (torch 2.11, 16 rows of 64 tokens).
-_MASKED_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def arguments(recipe: Recipe, folder: Path, *, on_cpu: bool, accumulation: int) -> TrainingArguments:
@@ -85,7 +82,7 @@ class CatsTrainer(Trainer):
     `<prefix>_rows` [N, 2], summed nats and targets of each row, and where there are answers whether its own
     is right [N, 3]; `<prefix>_realised` [L], the share zeroed; `<prefix>_accuracy` where there are answers;
     and "zero_shot" where that is set. Raises CatsError at a loss
-    that is not finite, before it reaches the weights.
+    or gradient that is not finite, before it reaches the weights.
     """
 
     def __init__(
@@ -106,8 +103,7 @@ class CatsTrainer(Trainer):
         self.zero_shot: Callable[[nn.Module], float] | None = None
         self.step_seconds: list[float] = []
         self.peak_bytes = 0  # of GPU memory in a training step
-        self._finite = True
-        self._padded = len({len(ids) for ids, _ in text.train.rows}) > 1
+        self._finite, self._norm = True, 0.0
         compilation.allow(64)  # of layers, where accelerate compiles them: some for each method and recipe
         if args.n_gpu > 1:
             args._n_gpu = 1  # several GPUs are for `accelerate launch`, not for DataParallel
@@ -169,16 +165,23 @@ class CatsTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        with sdpa_kernel(_MASKED_ATTENTION) if self._padded else nullcontext():
-            loss = super().training_step(model, inputs, num_items_in_batch)
+        # Padding on the right is behind all that causal attention looks at. With a mask for it, cuDNN's
+        # attention gives NaN gradients for some batches (torch 2.11, 16 rows of 64 tokens).
+        unmasked = {key: value for key, value in inputs.items() if key != "attention_mask"}
+        loss = super().training_step(model, unmasked, num_items_in_batch)
         self._finite = self._finite & torch.isfinite(loss)
         return loss
 
+    def _clip_grad_norm(self, model):
+        self._norm = super()._clip_grad_norm(model)
+        return self._norm
+
     def check_finite(self) -> None:
-        """Raise CatsError if a loss since the last step was not finite; asked once an optimizer step."""
-        finite, self._finite = bool(self._finite), True
-        if not finite:
-            raise _not_finite("loss", self.state.global_step + 1)
+        """Raise CatsError if a loss since the last step, or the gradient, is not finite."""
+        for what, finite in (("loss", self._finite), ("gradient", math.isfinite(self._norm))):
+            if not finite:
+                raise _not_finite(what, self.state.global_step + 1)
+        self._finite = True
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Trainer's evaluation of both sets of rows, at the thresholds that the run would end with."""
