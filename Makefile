@@ -1,5 +1,7 @@
 # make book: the site from chapters executed here.  make test: everything that is checked.  make help: the rest.
 .NOTPARALLEL:
+# Where it is set, every process compiles PyTorch and Transformers anew: 8 seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help book test environment execute site lint clean
 
 help:

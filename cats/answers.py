@@ -4,7 +4,6 @@ from cats import tasks
 from cats.crew import Crew
 from cats.errors import CatsError
 from cats.harness import Harness
-from cats.outcomes import score
 
 
 def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, list[str] | None]:
@@ -25,7 +24,7 @@ def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, 
     if len(responses) != len(requests):
         raise CatsError(f"{len(responses)} of {len(requests)} requests of {task.name} were answered.")
     ordered = [responses[place] for place in range(len(requests))]
-    return score(task, ordered), ordered if kind == "generate_until" else None
+    return tasks.score(task, ordered), ordered if kind == "generate_until" else None
 
 
 def encode(task: tasks.LoadedTask, harness: Harness) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from cats.errors import CatsError
 from cats.packing import pack, unpack
-from cats.tasks import LoadedTask, templates_kept
 from cats.thresholds import write_atomically
 
 SCHEMA = 1
@@ -62,33 +61,6 @@ class Outcome:
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CatsError(f"The result {path} is damaged: delete it to evaluate again.") from error
-
-
-@templates_kept()
-def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
-    """Per metric one score a document, from the responses to `task.requests`, by lm-eval's own filters and
-    metrics.
-
-    Of several filters the first keeps the metric's name, the others add theirs (exact_match_flexible).
-    """
-    requests = task.requests
-    by_document: dict[int, list] = {}
-    for request, response in zip(requests, responses, strict=True):
-        request.resps = [response]
-        request.filtered_resps = {}
-        by_document.setdefault(request.doc_id, []).append(request)
-    task.lm_eval.apply_filters()
-    scores: dict[str, list] = {}
-    for number, name in enumerate(requests[0].filtered_resps):
-        suffix = "" if number == 0 else f"_{name.split('-')[0]}"
-        for document in sorted(by_document):
-            asked = sorted(by_document[document], key=lambda request: request.idx)
-            values = task.lm_eval.process_results(
-                asked[0].doc, [request.filtered_resps[name] for request in asked]
-            )
-            for metric, value in values.items():
-                scores.setdefault(metric + suffix, []).append(value)
-    return {metric: np.asarray(values, dtype=float) for metric, values in scores.items()}
 
 
 def summarise(scores: dict[str, np.ndarray]) -> dict[str, float]:

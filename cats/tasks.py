@@ -15,6 +15,7 @@ import datasets
 import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
+import numpy as np
 from huggingface_hub import HfApi
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
@@ -74,7 +75,7 @@ def load(
     if documents is not None and documents < 1:
         raise CatsError(f"documents={documents} is too few: ask for at least one.")
     folder = mirror(name, data_dir)
-    with _quiet(), templates_kept():
+    with _quiet(), _templates_kept():
         lm_eval_task = _task(name, folder)
         total = len(lm_eval_task.eval_docs)
         chosen = None
@@ -199,13 +200,40 @@ def _build(
 
 
 @contextmanager
-def templates_kept():
+def _templates_kept():
     """lm-eval compiles a template anew for every document, which takes most of the time to build prompts and
     to score answers.
     """
     environment = lm_eval.utils.env
     with _patched(environment, "from_string", lru_cache(environment.from_string)):
         yield
+
+
+@_templates_kept()
+def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
+    """Per metric one score a document, from the responses to `task.requests`, by lm-eval's own filters and
+    metrics.
+
+    Of several filters the first keeps the metric's name, the others add theirs (exact_match_flexible).
+    """
+    requests = task.requests
+    by_document: dict[int, list] = {}
+    for request, response in zip(requests, responses, strict=True):
+        request.resps = [response]
+        request.filtered_resps = {}
+        by_document.setdefault(request.doc_id, []).append(request)
+    task.lm_eval.apply_filters()
+    scores: dict[str, list] = {}
+    for number, name in enumerate(requests[0].filtered_resps):
+        suffix = "" if number == 0 else f"_{name.split('-')[0]}"
+        for document in sorted(by_document):
+            asked = sorted(by_document[document], key=lambda request: request.idx)
+            values = task.lm_eval.process_results(
+                asked[0].doc, [request.filtered_resps[name] for request in asked]
+            )
+            for metric, value in values.items():
+                scores.setdefault(metric + suffix, []).append(value)
+    return {metric: np.asarray(values, dtype=float) for metric, values in scores.items()}
 
 
 @contextmanager
