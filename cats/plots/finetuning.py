@@ -180,7 +180,9 @@ def recovery(frames: Mapping[str, pd.DataFrame]) -> Figure:
         axes.grid(axis="y", visible=False)
     if logarithmic:
         panels[0, 0].set_xscale("log")
-        panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        low, high = panels[0, 0].get_xlim()
+        subs = (1,) if high > 30 * low else (1, 3)  # as many labels as a narrow panel has room for
+        panels[0, 0].xaxis.set_major_locator(LogLocator(subs=subs, numticks=99))
         panels[0, 0].xaxis.set_major_formatter("{x:g}")
         panels[0, 0].xaxis.set_minor_locator(NullLocator())
     figure.supxlabel("loss − dense, nats", fontsize=11)
