@@ -109,6 +109,15 @@ def test_recovery_has_a_row_a_recipe_and_a_panel_a_measurement():
     assert {"live", "full size", "70% gate sparsity", "90% gate sparsity"} <= set(texts(figure))
 
 
+@pytest.mark.parametrize("least", [0.4, 0.01])
+def test_recovery_labels_its_axis_in_panels_of_any_width(least):
+    rows = pd.DataFrame([{"recipe": "plain LoRA", "sparsity": 0.7, "before": 7.0, "after": least}])
+    for count in (1, 4):
+        figure = finetuning.recovery({f"panel {n}": rows for n in range(count)})
+        low, high = figure.axes[0].get_xlim()
+        assert sum(low <= tick <= high for tick in figure.axes[0].get_xticks()) >= 2
+
+
 def test_shares_by_layer_have_a_line_a_name():
     figure = finetuning.layers({"learned": [0.6, 0.8], "alike": [0.7, 0.7]}, 0.7)
     assert {"learned", "alike"} <= set(texts(figure)) and len(figure.axes[0].lines) == 3
