@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from cats import paths
 from cats.errors import CatsError
@@ -30,19 +31,18 @@ def prefix(source: str, runs: Iterable[tuple], *, folder: Path | None = None) ->
 
 
 def _run(program: str, slug: str, arguments: list, folder: Path | None) -> None:
-    """One program, its table printed as it comes."""
+    """One program, its table printed as it comes; what compilers say of their work beside it is not."""
     script = paths.in_clone(BENCH) / f"{program}.py"
     command = [sys.executable, str(script), *map(str, arguments), "--slug", slug]
     command += ["--output", str(folder or paths.in_clone(paths.RECORDS))]
     known = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(paths.ROOT), str(paths.ROOT / "kernels"), *([known] if known else [])])
-    said = ""
-    with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            said = line.strip() or said
-    if process.returncode:
-        raise CatsError(said or f"{script.name} ended with status {process.returncode}.")
+    env = {**os.environ, "PYTHONPATH": path}
+    with TemporaryFile("w+", errors="replace") as beside:
+        with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=beside) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+        if process.returncode:
+            beside.seek(0)
+            said = [line.strip() for line in beside if line.strip()]
+            raise CatsError(said[-1] if said else f"{script.name} ended with status {process.returncode}.")
