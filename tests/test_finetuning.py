@@ -418,8 +418,8 @@ def test_a_mirror_with_one_split_is_cut_and_questions_on_one_passage_stay_togeth
     assert {each.response for each in train} == {"yes", "no"}
 
 
-@pytest.mark.parametrize("rule", ["cats", "chess", "neuron"])  # one a layer, weighted, one a neuron
-def test_thresholds_are_estimated_once_more(run, rule):
+@pytest.mark.parametrize("rule", ["cats", "chess", "neuron", "centred"])  # one a layer, weighted, a neuron
+def test_thresholds_are_estimated_once_more(run, rule, centred_everywhere):
     outcome = run(**CATS | {"rule": rule}, lr=0.05, recalibrate=1024)
     drift = outcome.after["threshold_drift"]
     assert len(drift) == 2 and max(map(abs, drift)) > 0.01

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cats.calibration import calibrate
+from cats.centring import CentredMLP
 from cats.criteria import Fit
 from cats.errors import CatsError
 from cats.finetuning import compiled
@@ -116,7 +117,7 @@ def finetune(
     if recipe.sparse and fit.thresholds is not None:
         after["sparsity_by_layer"] = [module.sparsity for _, _, module in places(final)]
         note_sparsity(final, fit)
-    if recipe.sparse and recipe.recalibrate and fit.thresholds is not None:
+    if recipe.sparse and recipe.recalibrate and (fit.thresholds is not None or recipe.rule == "centred"):
         after |= _recalibrated(final, recipe, fit.thresholds, text, args, pad, calibration)
     return Outcome(points, after, final, True)
 
@@ -129,21 +130,31 @@ def save(outcome: Outcome, recipe: Recipe, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _recalibrated(model, recipe: Recipe, known: Thresholds, text: TrainingText, args, pad, batches) -> dict:
+def _recalibrated(model, recipe: Recipe, known: Thresholds | None, text: TrainingText, args, pad, batches):
     """Thresholds estimated once more on the trained model as it computes, with its masks: their drift, each
-    over the one trained with, minus 1, and the held-out loss with them. `known`: those so far."""
+    over the one trained with, minus 1, and the held-out loss with them. `known`: those so far; None for
+    `centred`, where a layer's are all scaled by one factor."""
     modules = [module for _, _, module in places(model)]
+    centred = [module for module in modules if isinstance(module, CentredMLP)]
     before = torch.stack([module.threshold.clone() for module in modules])
     targets = [module.sparsity for module in modules]
-    per = "layer" if known.values.ndim == 2 else "neuron"
-    found = calibrate(model, batches, per=per, weights=known.scale)
-    renewed = found.at(targets).to(before.device)
+    if known is None:
+        per, weights = "layer", 1 / before.clamp(min=torch.finfo(before.dtype).tiny)
+    else:
+        per, weights = "layer" if known.values.ndim == 2 else "neuron", known.scale
+    for module in centred:
+        module.unfold()
+    found = calibrate(model, batches, per=per, weights=weights)
+    shares = [target + module.besides for target, module in zip(targets, modules, strict=True)]
+    renewed = found.at(shares).to(before.device)
     drift = torch.where(before > 0, renewed / before - 1, 0.0).reshape(len(modules), -1).mean(1)
     set_thresholds(modules, renewed, targets)
     trainer = CatsTrainer(model, recipe, text, args, pad=pad)
     trainer.remove_callback(Grid)  # it would report another step zero
     trainer.evaluate()
     trainer.settle()
+    for module in centred:
+        module.fold()
     [point] = _points(trainer.state.log_history, recipe, text, 0)
     return {"threshold_drift": drift.tolist(), "recalibrated": point, "recalibrated_on_tokens": found.tokens}
 
