@@ -127,9 +127,9 @@ class Recipe:
         """Rows an optimizer step, which only `unequal` makes differ between methods."""
         if not self.unequal:
             return self.batch
-        if self.rule == "relufication":
-            return max(1, self.batch // 2)
-        return max(1, self.batch // 8) if instructions and not self.sparse else self.batch
+        if instructions:
+            return self.batch if self.sparse else max(1, self.batch // 8)
+        return max(1, self.batch // 2) if self.rule == "relufication" else self.batch
 
     def accumulation(self, processes: int, *, instructions: bool = False) -> int:
         """Passes an optimizer step; raises CatsError where the batch is no multiple of what runs at once."""

@@ -12,17 +12,17 @@ SOURCES = ("python-docs", "shakespeare")  # answers no and yes
 INSTRUCTION = "Is this line from a play?"
 
 
-def write(folder: Path, *, rows: int, words: int = 12, seed: int = 0) -> dict[str, str]:
-    """Files of instructions "train" and "test", `rows` each, half of them from each source, by name.
+def write(folder: Path, *, rows: int, test: int, words: int = 12, seed: int = 0) -> dict[str, str]:
+    """Files of instructions "train" (`rows`) and "test" (`test` rows), half from each source, by name.
 
     A row is `words` successive words of a random place. The two files share no document of a source.
     """
     paths = {}
-    for split in ("train", "test"):
+    for split, count in (("train", rows), ("test", test)):
         draw = random.Random(f"{seed}:{split}")
         texts = [" ".join(corpora.load(source, split=split).documents).split() for source in SOURCES]
         lines = []
-        for number in range(rows):
+        for number in range(count):
             text = texts[number % 2]
             start = draw.randrange(len(text) - words)
             shown = " ".join(text[start : start + words])

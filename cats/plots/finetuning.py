@@ -23,9 +23,10 @@ def title(method: str) -> str:
 def by_layer(rows: pd.DataFrame, column: str = "realised_by_layer") -> pd.DataFrame:
     """Tidy realised sparsity before the first step and after the last: sparsity, moment, layer, realised.
 
-    `rows` of a record of fine-tuning; seeds are averaged, methods without a target sparsity left out.
+    `rows` of a record of fine-tuning: those of CATS as it was calibrated, over seeds.
     """
-    held = rows[rows.sparsity.notna() & rows[column].notna() & ~rows.method.str.contains("recalibrated")]
+    cats = rows.method.str.startswith("cats ") & ~rows.method.str.contains("recalibrated")
+    held = rows[cats & rows[column].notna()]
     found = []
     for (sparsity, _), curve in held.groupby(["sparsity", "seed"]):
         for moment, step in ((BEFORE, curve.step.min()), (AFTER, curve.step.max())):
