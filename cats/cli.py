@@ -184,8 +184,8 @@ def _thresholds(given: Namespace) -> Thresholds:
     if not shipped.is_file():
         models.config(given.model)  # an unknown name is the first thing to say
         raise CatsError(
-            f"No thresholds are shipped for {given.model}: "
-            "make a file with `cats calibrate` and name it with --thresholds."
+            f"No thresholds are shipped for {given.model}: make a file with `cats calibrate` and name it "
+            "with --thresholds (a model that was saved sparse has its own, and runs by them in Transformers)."
         )
     return Thresholds.load(shipped)
 

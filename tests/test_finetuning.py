@@ -920,11 +920,27 @@ def test_settings_of_fsdp_that_do_not_work_here_are_refused(here, capsys, monkey
         ("--model nosuch", "Unknown model"),
         ("--device cuda:1", "use cpu or cuda"),
         ("--thresholds absent.json", "cannot be read"),
-        ("--method wanda:0.5", "cannot be fine-tuned"),
+        ("--method wanda:0.5 --dry-run", "cannot be fine-tuned"),
+        ("--method refit-centred:0.5 --dry-run", "cannot be fine-tuned"),
+        ("--method centred:0.5 --anneal 0.5 --dry-run", "no thresholds to anneal"),
+        ("--method cats:0.5 cats:0.5 --dry-run", "names a method twice"),
+        ("--sequence-length 100000 --dry-run", "can read: use "),
+        (
+            "--train gap-instructions.jsonl --heldout told-instructions.jsonl",
+            "Row 2 of gap-",
+        ),
+        (
+            "--train told-instructions.jsonl --heldout more-instructions.jsonl --best accuracy",
+            "a few answers",
+        ),
     ],
 )
 def test_what_cannot_be_fine_tuned_is_said_in_one_sentence(here, capsys, options, message):
     shutil.copy(paths.THRESHOLDS / "smollm2-135m-instruct.json", here / "good.json")
+    for name in ("gap", "told", "more"):
+        rows = [{"prompt": f"{name} {n}", "response": f"answer {n}"} for n in range(40)]
+        rows[1]["response"] = "" if name == "gap" else "another"
+        (here / f"{name}-instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cats_cli.main([*COMMAND.split(), *options.split()]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert printed[-1].startswith("cats: ") and message in printed[-1]

@@ -59,6 +59,7 @@ class Centred(SitedRule):
         "times the neuron's rms x W_up; what they add is one d x d product, paid for in neurons"
     )
     neurons = True
+    trains = True
 
     def measure(self, model, batches, progress=True) -> CentredState:
         gates: dict[int, _Sample] = {}

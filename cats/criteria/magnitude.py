@@ -11,6 +11,8 @@ class Magnitude(Rule):
     title = "Magnitude (static weights)"
     what = "the weights of lowest magnitude are zero, in every linear layer"
 
+    thresholds = False
+
     def check(self, model) -> None:
         blocks(model)
 

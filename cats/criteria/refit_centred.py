@@ -119,6 +119,8 @@ class RefitCentred(Centred):
         "`centred`, its d x d matrix by ridge regression on the input of what the masks take from the output"
     )
 
+    trains = False
+
     def calibrate(self, model, batches, *, source=None, progress=True) -> RefitCentredFit:
         batches = list(batches)
         fit = super().calibrate(model, batches, source=source, progress=progress)

@@ -46,6 +46,8 @@ class Relufication(Rule):
     title = "ReLUfication"
     what = "ReLU in place of the activation, no threshold (the paper's baseline)"
     adjustable = False
+    thresholds = False
+    trains = True
 
     def check(self, model) -> None:
         if find_gated_mlps(model)[0].activation == "relu":

@@ -42,9 +42,7 @@ class Fit:
     def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
         """`apply` for fine-tuning; CatsError for a rule whose mask would not stay while weights change."""
         if self.thresholds is None or self.steer(sparsity) is not None:
-            raise CatsError(
-                f"{self.rule} cannot be fine-tuned here: use cats, centred, relufication or dense."
-            )
+            raise untrained(self.rule)
         return self.apply(model, sparsity)
 
     def undo(self, model: nn.Module) -> nn.Module:
@@ -90,16 +88,29 @@ class Fit:
         }
 
 
+def untrained(name: str) -> CatsError:
+    return CatsError(
+        f"{name} cannot be fine-tuned here: use cats or another rule of thresholds, centred, relufication or "
+        "dense."
+    )
+
+
 class Rule(ABC):
     """A criterion by name, with its title in tables and, in one sentence, what it does and whose it is.
 
-    `adjustable` False: the rule has one sparsity of its own and takes none.
+    `adjustable` False: the rule has one sparsity of its own and takes none. `thresholds` False: its masks are
+    not those of thresholds, which fine-tuning could anneal or learn; such a rule trains only where `trains`.
     """
 
     name: str
     title: str
     what: str
     adjustable: bool = True
+    thresholds: bool = True
+
+    @property
+    def trains(self) -> bool:
+        return self.thresholds
 
     def check(self, model: nn.Module) -> None:
         """Raise CatsError where the rule does not apply to the model; no text is read."""

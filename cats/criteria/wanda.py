@@ -13,6 +13,8 @@ class Wanda(Rule):
         "the weights of lowest |W| times the norm of their input are zero, in each row of every linear layer"
     )
 
+    thresholds = False
+
     def check(self, model) -> None:
         blocks(model)
 

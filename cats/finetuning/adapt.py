@@ -35,8 +35,6 @@ def apply(model: nn.Module, recipe: Recipe, fit: Fit | None, device: str = "cpu"
         model.to(device)
     replace(fit).to_train(model, recipe.sparsity)  # not `fit` itself, which would keep what undoes this model
     model.to(before)
-    if fit.thresholds is None and (recipe.anneal or recipe.learn_thresholds):
-        raise CatsError(f"{recipe.rule} has no thresholds to anneal or learn: leave those options out.")
     for parameter in model.parameters():  # W_down by its columns is for decoding; FSDP takes no such strides
         if not parameter.is_contiguous():
             parameter.data = parameter.data.contiguous()

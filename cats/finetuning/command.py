@@ -38,7 +38,9 @@ def _wanted(given: Namespace) -> list[plan.Comparison]:
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
     values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}
     if given.rows_at_once is None:
-        values["rows_at_once"] = next(rows for rows in (4, 3, 2, 1) if given.batch % rows == 0)
+        halved = (1, 2, 8) if given.unequal else (1,)  # what some methods' batches are divided by
+        batches = [max(1, given.batch // by) for by in halved]
+        values["rows_at_once"] = next(n for n in (4, 3, 2, 1) if all(batch % n == 0 for batch in batches))
     values["save_every"] = max(5, given.steps // 20)
     if given.thresholds:
         values["thresholds"] = given.thresholds

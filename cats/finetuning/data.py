@@ -185,11 +185,12 @@ def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example]
     if name.startswith(TASK):
         return _task(name.removeprefix(TASK), split, data_dir)
     path = Path(name).expanduser()
-    prompts, extra = read_file(path, "prompt")
-    responses, _ = read_file(path, "response")
-    if len(prompts) != len(responses):
-        raise CatsError(f"{path.name} has rows without a prompt or a response: give both in each.")
+    prompts, extra = read_file(path, "prompt", empty=True)
+    responses, _ = read_file(path, "response", empty=True)
     found = [Example(p, r) for (_, p), (_, r) in zip(prompts, responses, strict=True)]
+    for number, row in enumerate(found, 1):
+        if not (row.prompt and row.response):
+            raise CatsError(f"Row {number} of {path.name} lacks a prompt or a response: give both in each.")
     return found, _about(extra.pop("name"), "all", found, extra)
 
 

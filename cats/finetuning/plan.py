@@ -96,6 +96,8 @@ def comparison(given: dict, where: str) -> Comparison:
         for method in given["methods"]
         for rule, level in _levels(method, where)
     ]
+    if len({recipe.slug for recipe in recipes}) < len(recipes):
+        raise CatsError(f"A run in {where} names a method twice: name each once.")
     return Comparison(recipes=recipes, **{key: given[key] for key in own & set(given)})
 
 
@@ -133,7 +135,13 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config.get_text_config())
             each.load_thresholds().check(model, weights=False)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         for recipe in each.recipes:
+            if limit and recipe.sequence_length > limit:
+                raise CatsError(
+                    f"sequence_length={recipe.sequence_length} is more than {each.model} can read: use "
+                    f"{limit} or less."
+                )
             recipe.accumulation(1, instructions=data.is_instructions(each.train))
             if recipe.best == "accuracy" and not data.is_instructions(each.train):
                 raise CatsError(

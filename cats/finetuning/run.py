@@ -69,6 +69,11 @@ def finetune(
     memory and a loss that is not finite; the last whole checkpoint stays.
     """
     instructions = text.info["loss"] == "response only"
+    if recipe.best == "accuracy" and not text.answers:
+        raise CatsError(
+            f"best accuracy needs a few answers to choose between, and {text.info['train']['name']} has "
+            "none: keep the best loss."
+        )
     accumulation = recipe.accumulation(processes, instructions=instructions)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharded:
