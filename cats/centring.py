@@ -54,12 +54,11 @@ class CentredMLP(CatsMLP):
             return down(self.combine(gate, up))
         z = self.gate_act(gate)
         exact = unrounded(self.gate_act, gate, z)
-        away = exact - self.centre
         if self.folded:
-            kept = cats(z - self.centre.to(z.dtype), self.threshold, away)
+            kept = cats(z - self.centre.to(z.dtype), self.threshold, exact - self.centre)
             return down(kept * up) + x @ self.shared
         if self.observer is not None:
-            self.observer(away, up)
+            self.observer(exact - self.centre, up)
         if self.masks(x):
             z = cats(z, self.threshold, exact, self.centre)
         return down(z * up)

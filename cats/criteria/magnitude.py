@@ -10,8 +10,7 @@ class Magnitude(Rule):
     name = "magnitude"
     title = "Magnitude (static weights)"
     what = "the weights of lowest magnitude are zero, in every linear layer"
-
-    thresholds = False
+    thresholds = trains = False
 
     def check(self, model) -> None:
         blocks(model)

@@ -60,6 +60,7 @@ class Online(Rule):
     what = (
         "CATS, its thresholds steered while the model runs so that the realised sparsity stays at the target"
     )
+    trains = False  # its thresholds move while it runs
 
     def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
         return OnlineFit(self.name, calibrate(model, batches, source=source, progress=progress))

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from cats.criteria.centred import Centred, CentredFit, under
 from cats.criteria.pruning import State, block_inputs, blocks
 from cats.criteria.refit import Sums, root_size
-from cats.criteria.rule import Fit
 from cats.criteria.sited import parts
 from cats.sites import Site
 from cats.structure import GatedMLP
@@ -32,7 +31,6 @@ class RefitCentredFit(CentredFit):
 
     batches: list = field(default_factory=list)
     progress: bool = True
-    to_train = Fit.to_train  # its A is fitted to the weights as they are: refused
 
     @torch.no_grad()
     def sites(self, model: nn.Module, sparsity: float) -> list[Site]:
@@ -118,8 +116,7 @@ class RefitCentred(Centred):
     what = (
         "`centred`, its d x d matrix by ridge regression on the input of what the masks take from the output"
     )
-
-    trains = False
+    trains = False  # its A is fitted to the weights as they are
 
     def calibrate(self, model, batches, *, source=None, progress=True) -> RefitCentredFit:
         batches = list(batches)

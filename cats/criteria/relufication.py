@@ -24,8 +24,6 @@ class ReluFit(Fit):
             store_by_columns(module)
         return model
 
-    to_train = apply
-
     def gate_sparsity(self, sparsity):
         return None
 
@@ -47,7 +45,6 @@ class Relufication(Rule):
     what = "ReLU in place of the activation, no threshold (the paper's baseline)"
     adjustable = False
     thresholds = False
-    trains = True
 
     def check(self, model) -> None:
         if find_gated_mlps(model)[0].activation == "relu":

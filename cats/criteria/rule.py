@@ -40,9 +40,7 @@ class Fit:
         return sparsify(model, self.thresholds, self.allocation(sparsity))
 
     def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
-        """`apply` for fine-tuning; CatsError for a rule whose mask would not stay while weights change."""
-        if self.thresholds is None or self.steer(sparsity) is not None:
-            raise untrained(self.rule)
+        """`apply` for fine-tuning, of a rule that `trains`."""
         return self.apply(model, sparsity)
 
     def undo(self, model: nn.Module) -> nn.Module:
@@ -88,18 +86,12 @@ class Fit:
         }
 
 
-def untrained(name: str) -> CatsError:
-    return CatsError(
-        f"{name} cannot be fine-tuned here: use cats or another rule of thresholds, centred, relufication or "
-        "dense."
-    )
-
-
 class Rule(ABC):
     """A criterion by name, with its title in tables and, in one sentence, what it does and whose it is.
 
-    `adjustable` False: the rule has one sparsity of its own and takes none. `thresholds` False: its masks are
-    not those of thresholds, which fine-tuning could anneal or learn; such a rule trains only where `trains`.
+    `adjustable` False: the rule has one sparsity of its own and takes none. `thresholds` False: its fits have
+    no thresholds, which fine-tuning could anneal or learn. `trains` False: its masks would not stay what they
+    are while weights change.
     """
 
     name: str
@@ -107,10 +99,7 @@ class Rule(ABC):
     what: str
     adjustable: bool = True
     thresholds: bool = True
-
-    @property
-    def trains(self) -> bool:
-        return self.thresholds
+    trains: bool = True
 
     def check(self, model: nn.Module) -> None:
         """Raise CatsError where the rule does not apply to the model; no text is read."""

@@ -79,7 +79,7 @@ class SitedRule(Rule):
     """A rule of sites. `neurons`: its own sparsity is the share of the MLPs' neurons that a token drops."""
 
     neurons = False
-    thresholds = False
+    thresholds = trains = False
 
     def check(self, model: nn.Module) -> None:
         find_gated_mlps(model)

@@ -12,8 +12,7 @@ class Wanda(Rule):
     what = (
         "the weights of lowest |W| times the norm of their input are zero, in each row of every linear layer"
     )
-
-    thresholds = False
+    thresholds = trains = False
 
     def check(self, model) -> None:
         blocks(model)

@@ -24,9 +24,9 @@ _ATTENTION = ("q_proj", "v_proj", "qkv_proj")  # of those, what a model has: que
 
 
 def apply(model: nn.Module, recipe: Recipe, fit: Fit | None, device: str = "cpu") -> nn.Module:
-    """Make `model` sparse as the recipe says; a dense one stays. CatsError for rules that do not train.
+    """Make `model` sparse as the recipe says; a dense one stays.
 
-    One that runs the model on text for this does so on `device`.
+    A rule that runs the model on text for this does so on `device`.
     """
     if fit is None:
         return model

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from cats import corpora
 from cats.errors import CatsError
-from cats.readers import read_file
+from cats.readers import read_rows
 
 TASK = "task:"
 # The reference code's form of its tasks; the answers are the two words whose logits it compares.
@@ -185,9 +185,8 @@ def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example]
     if name.startswith(TASK):
         return _task(name.removeprefix(TASK), split, data_dir)
     path = Path(name).expanduser()
-    prompts, extra = read_file(path, "prompt", empty=True)
-    responses, _ = read_file(path, "response", empty=True)
-    found = [Example(p, r) for (_, p), (_, r) in zip(prompts, responses, strict=True)]
+    rows, extra = read_rows(path, "prompt", "response")
+    found = [Example(*row) for row in rows]
     for number, row in enumerate(found, 1):
         if not (row.prompt and row.response):
             raise CatsError(f"Row {number} of {path.name} lacks a prompt or a response: give both in each.")

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from transformers import SchedulerType
 
 from cats import criteria
-from cats.criteria.rule import untrained
 from cats.errors import CatsError
 from cats.thresholds import sparsities
 
@@ -100,9 +99,13 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 shown = ", ".join(choice or "none" for choice in allowed)
                 raise CatsError(f"Unknown {name} {getattr(self, name)!r}: use one of {shown}.")
-        if self.sparse and not criteria.rule(self.rule).trains:
-            raise untrained(self.rule)
-        if self.sparse and not criteria.rule(self.rule).thresholds and (self.anneal or self.learn_thresholds):
+        rule = criteria.rule(self.rule) if self.sparse else None
+        if rule and not rule.trains:
+            raise CatsError(
+                f"{self.rule} cannot be fine-tuned here: use cats or another rule of thresholds, centred, "
+                "relufication or dense."
+            )
+        if rule and not rule.thresholds and (self.anneal or self.learn_thresholds):
             raise CatsError(f"{self.rule} has no thresholds to anneal or learn: leave those options out.")
         if self.anneal and self.learn_thresholds:
             raise CatsError("anneal and learn_thresholds both set the thresholds: choose one.")
