@@ -3,13 +3,13 @@
 Importing this package registers the quantization method "cats" with Transformers.
 """
 
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
+from cats.calibration.observe import SparsityMeter
+from cats.core.hf import CatsConfig
+from cats.core.sparsify import cats_mlps, restore, set_sparsity, sparsify
+from cats.core.structure import find_gated_mlps
+from cats.core.thresholds import Thresholds
 from cats.errors import CatsError
-from cats.hf import CatsConfig
-from cats.observation import SparsityMeter
-from cats.sparsify import cats_mlps, restore, set_sparsity, sparsify
-from cats.structure import find_gated_mlps
-from cats.thresholds import Thresholds
 
 __all__ = [
     "CatsConfig",

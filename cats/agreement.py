@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cats.continuation import continue_prompts
-from cats.masking import Masking, Policy
+from cats.criteria.generate import continue_prompts
+from cats.criteria.masking import Masking, Policy
 
 _PREFILL_TOKENS = 2048  # tokens of prompts read at once
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 
-from cats import corpora, evaluation, models, paths
-from cats.accounting import account
-from cats.calibration import calibrate as calibrate_model
+from cats import paths
+from cats.calibration.calibrate import calibrate as calibrate_model
+from cats.calibration.observe import SparsityMeter
+from cats.core.accounting import account
+from cats.core.sparsify import restore, sparsify
+from cats.core.structure import find_gated_mlps
+from cats.core.thresholds import Thresholds, sparsities
+from cats.corpora import corpus as corpora
 from cats.errors import CatsError
-from cats.geometries import GEOMETRIES
-from cats.observation import SparsityMeter
-from cats.sparsify import restore, sparsify
-from cats.structure import find_gated_mlps
-from cats.thresholds import Thresholds, sparsities
+from cats.evaluation import perplexity as evaluation
+from cats.models import load as models
+from cats.models.geometries import GEOMETRIES
 
 
 def calibrate(given: Namespace) -> None:
@@ -118,7 +121,7 @@ def generate(given: Namespace) -> None:
 
 def evaluate(given: Namespace) -> None:
     """Score a model under rules and sparsities on tasks, or run a plan; prints paired differences."""
-    from cats import assess  # lm-eval: only this command needs the extra "eval"
+    from cats.evaluation import command as assess
 
     assess.main(given)
 
@@ -143,7 +146,7 @@ def lm_eval(given: Namespace) -> None:
 
 def reproduce(given: Namespace) -> None:
     """Run chapters; prints each one's time and peak memory."""
-    from cats import reproduce as runner  # papermill and Jupyter: only this command needs the extra "book"
+    from cats.book import reproduce as runner
 
     started = time.perf_counter()
     runs = runner.reproduce(

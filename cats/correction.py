@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cats.continuation import cut, left_padded, read_prompts
+from cats.criteria.generate import cut, left_padded, read_prompts
+from cats.criteria.masking import Masking
 from cats.errors import CatsError
-from cats.masking import Masking
 
 _LOGITS = 1 << 26  # logits raised to fp32 at a time: 268 MB
 

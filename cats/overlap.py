@@ -8,10 +8,10 @@ from cats_kernels import crossover
 from torch import nn
 from tqdm.auto import tqdm
 
+from cats.calibration.observe import Observation
+from cats.core.sparsify import sparsify
+from cats.core.thresholds import Thresholds
 from cats.errors import CatsError
-from cats.observation import Observation
-from cats.sparsify import sparsify
-from cats.thresholds import Thresholds
 
 
 @torch.no_grad()

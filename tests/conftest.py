@@ -12,8 +12,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 import pytest
 import toys
 
-from cats import calibration, corpora, models
+from cats.calibration import calibrate as calibration
+from cats.corpora import corpus as corpora
 from cats.errors import CatsError
+from cats.models import load as models
 
 # Minutes each: begun first, side by side, so that no core is idle while one of them ends.
 LONGEST = ("test_chapters_odd.py", "test_chapters_even.py", "test_kernels.py")
@@ -72,7 +74,7 @@ def themed():
     import matplotlib
     import matplotlib.pyplot as plt
 
-    from cats import plots
+    from cats.book import plots
 
     matplotlib.use("Agg")
     plots.theme()

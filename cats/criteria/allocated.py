@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
+from cats.core.sparsify import restore, sparsify
+from cats.core.structure import cats_mlps
+from cats.core.thresholds import Thresholds
 from cats.criteria.fisher import settled
 from cats.criteria.rule import Fit, Rule
-from cats.sparsify import restore, sparsify
-from cats.structure import cats_mlps
-from cats.thresholds import Thresholds
 
 LEVELS = (0.5, 0.7, 0.85)  # gate sparsities at which a layer is measured
 ROWS = 4  # of a batch at a time: fp32 log-probabilities of all tokens over the vocabulary are large

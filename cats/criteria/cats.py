@@ -1,6 +1,6 @@
 """CATS itself: one threshold a layer, the quantile of |z| (paper eq. 5 and sec. 4.1)."""
 
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
 from cats.criteria.rule import Fit, Rule
 
 

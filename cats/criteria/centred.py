@@ -16,8 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cats.activation import ACTIVATIONS
-from cats.centring import CentredMLP
+from cats.core.activation import ACTIVATIONS
+from cats.core.centred import CentredMLP
+from cats.core.sparsify import centre
+from cats.core.structure import GatedMLP, cats_mlps
 from cats.criteria.refit import root_size
 from cats.criteria.sited import (
     Quantiles,
@@ -29,10 +31,8 @@ from cats.criteria.sited import (
     watch,
     watch_neurons,
 )
+from cats.criteria.sites import Site
 from cats.errors import CatsError
-from cats.sites import Site
-from cats.sparsify import centre
-from cats.structure import GatedMLP, cats_mlps
 
 _MEDIANS, _ERRORS = 512, 128  # tokens in the samples, at least, where the text has so many
 

@@ -1,7 +1,7 @@
 """Thresholds per neuron after CHESS (EMNLP 2024): the layer's divided by the mean of |x W_up| of the
 neuron."""
 
-from cats.calibration import neuron_means
+from cats.calibration.calibrate import neuron_means
 from cats.criteria.rule import WeightedRule
 
 

@@ -3,10 +3,10 @@ same."""
 
 from functools import partial
 
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
+from cats.core.structure import find_gated_mlps
 from cats.criteria.rule import Fit, Rule
 from cats.errors import CatsError
-from cats.structure import find_gated_mlps
 
 
 class DenseEnds(Rule):

@@ -3,8 +3,8 @@ inputs."""
 
 import torch
 
+from cats.core.structure import find_gated_mlps
 from cats.criteria.rule import WeightedRule
-from cats.structure import find_gated_mlps
 
 
 class DownNorm(WeightedRule):

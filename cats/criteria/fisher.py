@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cats.criteria.gradients import stream_gradients
+from cats.calibration.gradients import stream_gradients
+from cats.core.thresholds import Thresholds, interpolate
 from cats.criteria.rule import Fit, WeightedRule
-from cats.thresholds import Thresholds, interpolate
 
 
 class Fisher(WeightedRule):

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from cats.criteria.pruning import State, block_inputs, blocks
 from cats.criteria.sited import InputRule, Place, linears
-from cats.sites import Site
+from cats.criteria.sites import Site
 
 _TOKENS = 1024  # of calibration text on which errors are measured
 _STEP = 0.02  # of a block's weights: some 10,000 forwards of a block for 28 of them, about as many as TEAL's

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cats.criteria.sited import SitedRule, drop_lowest, parts
+from cats.criteria.sites import Call, Site
 from cats.errors import CatsError
-from cats.sites import Call, Site
 
 _ROWS = 1024  # sets kept for decoding: more than prompts are continued together
 

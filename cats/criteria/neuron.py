@@ -4,9 +4,9 @@ W_up)_j near t_j."""
 import torch
 from torch import Tensor
 
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
+from cats.calibration.stream import stream
 from cats.criteria.rule import WeightedRule
-from cats.streaming import stream
 
 _NEAR = (0.5, 1.5)  # of t_j: tokens that decide whether t_j should rise or fall
 _PRIOR = 16  # tokens' worth of the neuron's overall mean square, for neurons with few such tokens

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cats.activation import CatsMLP
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
+from cats.core.activation import CatsMLP
+from cats.core.thresholds import Thresholds
 from cats.criteria.rule import Fit, Rule
-from cats.thresholds import Thresholds
 
 HORIZON = (
     256  # tokens over which an error of the sparsity is corrected: one call of so many corrects 63 % of it

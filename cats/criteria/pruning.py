@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.accounting import Accounting
+from cats.core.accounting import Accounting
 from cats.criteria.rule import Fit
 from cats.errors import CatsError
 

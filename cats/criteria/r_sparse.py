@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cats.criteria.sited import InputRule, Place, Quantiles, at_least, linears, watch
-from cats.sites import Site
+from cats.criteria.sites import Site
 
 SPLITS = (1.0, 0.95, 0.9, 0.8, 0.7)  # shares of the budget for columns of W; the rest is for the factors
 _SAMPLE = 256  # tokens

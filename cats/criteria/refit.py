@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.activation import CatsMLP
+from cats.core.activation import CatsMLP
+from cats.criteria.masking import masked_product
 from cats.criteria.neuron import Neuron
 from cats.criteria.pruning import State, block_inputs, blocks
 from cats.criteria.rule import Fit
 from cats.errors import CatsError
-from cats.masking import masked_product
 
 RIDGE = 3.0  # of the diagonal of the survivors' second moments: how hard W_down is pulled to what it was
 _FLOOR = 1e-3  # of the mean square of an output

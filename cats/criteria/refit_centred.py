@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cats.core.structure import GatedMLP
 from cats.criteria.centred import Centred, CentredFit, under
 from cats.criteria.pruning import State, block_inputs, blocks
 from cats.criteria.refit import Sums, root_size
 from cats.criteria.sited import parts
-from cats.sites import Site
-from cats.structure import GatedMLP
+from cats.criteria.sites import Site
 
 RIDGE = 1.0  # of the diagonal of the second moments of x: a weaker one serves other text less well
 _HELD = 5  # every so many tokens are kept out of the fit, to choose by

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
+from cats.core.sparsify import store_by_columns, swap_in
+from cats.core.structure import find_gated_mlps
 from cats.criteria.rule import Fit, Rule
 from cats.errors import CatsError
-from cats.sparsify import store_by_columns, swap_in
-from cats.structure import find_gated_mlps
 
 
 @dataclass

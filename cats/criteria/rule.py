@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cats.accounting import Accounting
-from cats.activation import CatsMLP
-from cats.calibration import calibrate
-from cats.continuation import continue_prompts
+from cats.calibration.calibrate import calibrate
+from cats.core.accounting import Accounting
+from cats.core.activation import CatsMLP
+from cats.core.sparsify import restore, sparsify
+from cats.core.structure import find_gated_mlps
+from cats.core.thresholds import Thresholds
+from cats.criteria.generate import continue_prompts
 from cats.errors import CatsError
-from cats.sparsify import restore, sparsify
-from cats.structure import find_gated_mlps
-from cats.thresholds import Thresholds
 
 
 def uniform(sparsity: float) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cats.criteria.sited import Quantiles, SitedRule, at_least, parts, watch
-from cats.sites import Site
+from cats.criteria.sites import Site
 
 _SAMPLE = 1 << 14  # values of one call of a layer
 _BINS = 1024

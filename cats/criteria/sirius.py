@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from cats.accounting import Accounting
-from cats.calibration import calibrate
+from cats.calibration.calibrate import calibrate
+from cats.core.accounting import Accounting
 from cats.correction import continue_corrected
 from cats.criteria.rule import Fit, Rule
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.accounting import Accounting
-from cats.calibration import GRID
+from cats.calibration.calibrate import GRID
+from cats.calibration.histogram import Binning, count, interpolate, quantiles
+from cats.core.accounting import Accounting
+from cats.core.structure import GatedMLP, find_gated_mlps
 from cats.criteria.pruning import blocks
 from cats.criteria.rule import Fit, Rule
+from cats.criteria.sites import Site, attach, detach, is_sparse
 from cats.errors import CatsError
-from cats.histogram import Binning, count, interpolate, quantiles
-from cats.sites import Site, attach, detach, is_sparse
-from cats.structure import GatedMLP, find_gated_mlps
 
 # bf16 has 7 bits of mantissa: each of its numbers has a bin of its own. 8,194 bins, near TEAL's 10,000.
 _BINNING = Binning(mantissa_bits=7, lowest=-40, highest=24)

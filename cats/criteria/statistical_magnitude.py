@@ -8,9 +8,9 @@ number of deviations is a quantile over calibration text, one for each layer, in
 
 from torch import Tensor
 
-from cats.activation import ACTIVATIONS
+from cats.core.activation import ACTIVATIONS
+from cats.core.structure import GatedMLP, find_gated_mlps
 from cats.criteria.sited import Quantiles, SitedRule, neuron_site, watch_neurons
-from cats.structure import GatedMLP, find_gated_mlps
 
 _SHIFT = 4.0  # deviations; makes standings positive: a half-normal |z| is at least 1.3 below its mean at 0
 

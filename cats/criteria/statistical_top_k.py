@@ -10,8 +10,8 @@ the share that it drops is off the target: the realised one is measured beside i
 
 from statistics import NormalDist
 
+from cats.core.structure import find_gated_mlps
 from cats.criteria.sited import SitedRule, neuron_site
-from cats.structure import find_gated_mlps
 
 
 class StatisticalTopK(SitedRule):

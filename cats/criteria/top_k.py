@@ -5,9 +5,9 @@ thresholds miss the target on other text. Ambiguous in the sources: which of equ
 first), and whether z or z times x W_up is ranked (here z, which is known before W_up is read).
 """
 
-from cats.activation import ACTIVATIONS
+from cats.core.activation import ACTIVATIONS
+from cats.core.structure import find_gated_mlps
 from cats.criteria.sited import SitedRule, drop_lowest, neuron_site
-from cats.structure import find_gated_mlps
 
 
 class TopK(SitedRule):

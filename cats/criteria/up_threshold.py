@@ -6,8 +6,8 @@ quantile over all tokens of the calibration text. M-COUNTDOWN ranks |x W_up| too
 not at hand. D-COUNTDOWN ranks the product with a trained predictor, which is not here.
 """
 
+from cats.core.structure import find_gated_mlps
 from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, watch_neurons
-from cats.structure import find_gated_mlps
 
 
 class UpThreshold(SitedRule):

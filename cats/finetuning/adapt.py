@@ -11,14 +11,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from cats import criteria, models
-from cats.centring import CentredMLP
-from cats.config import CatsConfig
+from cats import criteria
+from cats.core.centred import CentredMLP
+from cats.core.config import CatsConfig
+from cats.core.sparsify import describe, restore, store_by_columns
+from cats.core.structure import find_gated_mlps, places
 from cats.criteria import Fit
 from cats.errors import CatsError
 from cats.finetuning.recipe import Recipe
-from cats.sparsify import describe, restore, store_by_columns
-from cats.structure import find_gated_mlps, places
+from cats.models import load as models
 
 _ATTENTION = ("q_proj", "v_proj", "qkv_proj")  # of those, what a model has: query and value, as in the paper
 

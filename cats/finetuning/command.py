@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from cats import paths
-from cats.crew import join
+from cats.evaluation.distributed import join
 from cats.finetuning import compare, plan
 
 _RECIPE = (

@@ -11,14 +11,18 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from cats import corpora, criteria, models, records, sampling
-from cats.crew import Crew
+from cats import criteria
+from cats.core.thresholds import write_atomically
+from cats.corpora import corpus as corpora
+from cats.corpora import sampled as sampling
 from cats.errors import CatsError
+from cats.evaluation.distributed import Crew
 from cats.finetuning import data, measure, table
 from cats.finetuning.plan import CALIBRATION, Comparison
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.run import finetune, save
-from cats.thresholds import write_atomically
+from cats.models import load as models
+from cats.records import record as records
 
 _RESULT = "outcome.json"
 

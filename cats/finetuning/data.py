@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cats import corpora
+from cats.corpora import corpus as corpora
+from cats.corpora.readers import read_rows
 from cats.errors import CatsError
-from cats.readers import read_rows
 
 TASK = "task:"
 # The reference code's form of its tasks; the answers are the two words whose logits it compares.
@@ -194,8 +194,8 @@ def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example]
 
 
 def _task(task: str, split: str, data_dir: str | None) -> tuple[list[Example], dict]:
-    from cats.mirrors import read_splits  # datasets: only tasks need it
-    from cats.tasks import mirror
+    from cats.evaluation.mirrors import read_splits
+    from cats.evaluation.tasks import mirror
 
     if task not in _TASKS:
         raise CatsError(f"There is no form for the task {task!r}: use one of {', '.join(_TASKS)}.")

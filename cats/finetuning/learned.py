@@ -5,11 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cats.activation import CatsMLP, unrounded
+from cats.core.activation import CatsMLP, unrounded
+from cats.core.structure import cats_mlps
+from cats.core.thresholds import Thresholds
 from cats.criteria import Fit
 from cats.errors import CatsError
-from cats.structure import cats_mlps
-from cats.thresholds import Thresholds
 
 _WIDTH = 0.25  # of the threshold: how far from it an activation still tells where the threshold should go
 _HIGHEST = 0.995  # gate sparsity of a layer, at most

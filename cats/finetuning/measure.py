@@ -10,11 +10,11 @@ def zero_shot(
     tokenizer, names: Sequence[str], *, documents: int | None, data_dir: str | None, crew, bf16: bool
 ):
     """A function of a model, sparse or dense, with adapters or not: its mean accuracy over tasks."""
-    from cats import tasks  # lm-eval: only this needs the extra "eval"
-    from cats.answers import answer
-    from cats.harness import Harness
-    from cats.masking import Masking
-    from cats.outcomes import summarise
+    from cats.criteria.masking import Masking
+    from cats.evaluation import tasks
+    from cats.evaluation.hflm import Harness
+    from cats.evaluation.result import summarise
+    from cats.evaluation.scoring import answer
 
     listed = tasks.names(list(names))
     tasks.check(listed, data_dir)

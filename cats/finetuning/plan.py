@@ -9,13 +9,17 @@ from typing import get_type_hints
 import torch
 from transformers import AutoModelForCausalLM
 
-from cats import corpora, models, paths, plan_files, sampling
-from cats.accounting import account
+from cats import paths
+from cats.core.accounting import account
+from cats.core.thresholds import Thresholds
+from cats.corpora import corpus as corpora
+from cats.corpora import sampled as sampling
+from cats.corpora.readers import HUB, LOCAL
 from cats.errors import CatsError
+from cats.evaluation import plan_file as plan_files
 from cats.finetuning import data
 from cats.finetuning.recipe import Recipe
-from cats.readers import HUB, LOCAL
-from cats.thresholds import Thresholds
+from cats.models import load as models
 
 _RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"rule", "sparsity", "seed"}
 CALIBRATION = {"corpus": corpora.DEFAULT, "split": "train", "tokens": 60_000, "sequence_length": 512}

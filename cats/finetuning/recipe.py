@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from transformers import SchedulerType
 
 from cats import criteria
+from cats.core.thresholds import sparsities
 from cats.errors import CatsError
-from cats.thresholds import sparsities
 
 CHOICES = {
     "tuning": ("lora", "full"),

@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from cats.calibration import calibrate
-from cats.centring import CentredMLP
+from cats.calibration.calibrate import calibrate
+from cats.core.centred import CentredMLP
+from cats.core.structure import places
+from cats.core.thresholds import Thresholds, write_atomically
 from cats.criteria import Fit
 from cats.errors import CatsError
 from cats.finetuning import compiled
 from cats.finetuning.adapt import Teacher, adapt, apply, as_relu, merged, note_sparsity
+from cats.finetuning.callbacks import HELDOUT, INDOMAIN, Grid, keep_last_only, last_checkpoint
 from cats.finetuning.data import TrainingText
-from cats.finetuning.grid import HELDOUT, INDOMAIN, Grid, keep_last_only, last_checkpoint
 from cats.finetuning.learned import Anneal, LearnedThresholds, set_thresholds
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.trainer import CatsTrainer, arguments
-from cats.models import LoadedModel, quiet_unless_terminal
-from cats.structure import places
-from cats.thresholds import Thresholds, write_atomically
+from cats.models.load import LoadedModel, quiet_unless_terminal
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _SHARDED = (

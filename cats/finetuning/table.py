@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from cats import criteria, evaluation, pairs, records
+from cats import criteria
+from cats.evaluation import intervals as pairs
+from cats.evaluation import perplexity as evaluation
 from cats.finetuning.plan import Comparison
 from cats.finetuning.recipe import Recipe
+from cats.records import record as records
 
 
 def record(each: Comparison, done: list, info: dict, started: float, folder: Path) -> Path:

@@ -17,16 +17,16 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from cats import compilation
+from cats.calibration.observe import SparsityMeter
+from cats.core import compilation
+from cats.core.structure import places
 from cats.errors import CatsError
-from cats.finetuning import fused
+from cats.finetuning import autograd as fused
 from cats.finetuning.adapt import Teacher
+from cats.finetuning.callbacks import HELDOUT, INDOMAIN, Bar, Grid
 from cats.finetuning.data import TrainingText, collate
-from cats.finetuning.grid import HELDOUT, INDOMAIN, Bar, Grid
 from cats.finetuning.learned import Anneal, LearnedThresholds
 from cats.finetuning.recipe import Recipe
-from cats.observation import SparsityMeter
-from cats.structure import places
 
 _SHIFT = "thresholds.safetensors"
 

@@ -1,0 +1,1 @@
+"""Programs that time kernels, a layer and decoding, sparse against dense: the subcommands of `cats measure`."""

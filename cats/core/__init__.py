@@ -1,0 +1,1 @@
+"""The method: thresholds, the sparse gated MLP, its place in a Hugging Face model, and its accounting."""

@@ -1,0 +1,79 @@
+"""CATS as a Transformers quantization method: `from_pretrained` and `save_pretrained` with no remote code."""
+
+from collections.abc import Sequence
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+
+from cats.core.config import CatsConfig
+from cats.core.sparsify import describe, sparsify, store_all_by_columns, swap_in
+from cats.core.structure import cats_mlps, find_gated_mlps
+from cats.core.thresholds import sparsities
+from cats.errors import CatsError
+
+
+@register_quantizer("cats")
+class CatsQuantizer(HfQuantizer):
+    """Sparsifies a dense checkpoint as it loads, or rebuilds a saved sparse one.
+
+    The loaded model is an ordinary one: it casts, trains, compiles, takes adapters and saves as if `sparsify`
+    had been called on it, because nothing in it is quantized. Raises CatsError where thresholds and model do
+    not fit.
+    """
+
+    def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files=None, **_) -> None:
+        config = self.quantization_config
+        mlps = find_gated_mlps(model)
+        if not self.pre_quantized:
+            if config.calibrated is None:
+                raise CatsError(
+                    "A dense model needs threshold values: pass CatsConfig the path of a thresholds file."
+                )
+            config.calibrated.check(mlps, weights=False)
+            return
+        targets = sparsities(config.sparsity, len(mlps)).tolist()
+        _check_saved(checkpoint_files, len(mlps))
+        modules = swap_in(model, mlps, prefill=config.prefill, centred=config.centred)
+        for module, sparsity in zip(modules, targets, strict=True):
+            module.sparsity = sparsity
+            shape = (module.intermediate_size,) if config.per == "neuron" else ()
+            module.threshold = torch.zeros(shape, dtype=torch.float32, device=module.threshold.device)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_) -> None:
+        config = self.quantization_config
+        self.remove_quantization_config(
+            model
+        )  # its marks would forbid .half(), training and merging adapters
+        if self.pre_quantized:
+            store_all_by_columns(cats_mlps(model))
+            describe(model, config)
+        else:
+            sparsify(model, config.calibrated, config.sparsity, prefill=config.prefill)
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+register_quantization_config("cats")(CatsConfig)
+
+
+def _check_saved(checkpoint_files: Sequence[str] | None, layers: int) -> None:
+    """Transformers would fill thresholds that a checkpoint lacks with whatever is in memory."""
+    files = [str(file) for file in checkpoint_files or [] if str(file).endswith(".safetensors")]
+    if not files:
+        return
+    found = 0
+    for file in files:
+        with safe_open(file, framework="pt") as checkpoint:
+            found += sum(name.endswith(".threshold") for name in checkpoint.keys())  # noqa: SIM118, not a dict
+    if found != layers:
+        raise CatsError(
+            f"The checkpoint has {found} thresholds for {layers} layers: save the sparsified model again, "
+            "or remove quantization_config from its config.json to load it dense."
+        )

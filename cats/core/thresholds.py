@@ -1,0 +1,274 @@
+"""The calibration artefact: quantile functions of |z|, from which t follows for any sparsity (sec. 4.1)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from cats.calibration.histogram import interpolate
+from cats.core.structure import GatedMLP, find_gated_mlps
+from cats.errors import CatsError
+
+SCHEMA = 1
+_INLINE = 1 << 15  # more values than this (10 bytes of JSON each) go beside the JSON, as safetensors
+
+
+@dataclass
+class Thresholds:
+    """Quantiles of |z|, z = act(x W_gate), of one model on one corpus.
+
+    `grid` [G]: gate sparsities, ascending from 0 to 1. `values`: thresholds at the grid, [L, G], one scalar
+    per layer (CATS), or [L, m, G], one per neuron. `scale` [L, m], where given: `values` [L, G] are quantiles
+    of |z| scale, so neuron j drops z where |z| < t / scale_j. `grid_error`: no layer's share of activations
+    that are zero or below `at(s)`, on the calibration tokens, differs from s by more than this fraction, for
+    any s in 0.05 … 0.95. `model`, `corpus`, `policy` (padding, first token, …), `tokens`: what was measured,
+    on what.
+    """
+
+    model: dict
+    activation: str
+    criterion: str
+    corpus: dict
+    tokens: int
+    policy: dict
+    grid: Tensor
+    values: Tensor
+    grid_error: float
+    scale: Tensor | None = None
+
+    @property
+    def layers(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def per(self) -> str:
+        """What has a threshold of its own, "layer" or "neuron"."""
+        return "layer" if self.values.ndim == 2 and self.scale is None else "neuron"
+
+    def at(self, sparsity: float | Sequence[float]) -> Tensor:
+        """Thresholds [L] or [L, m] (fp32) for one gate sparsity in [0, 1), or for one per layer.
+
+        Linear between grid points; sparsity 0 gives 0, which masks nothing. Raises CatsError outside [0, 1).
+        """
+        targets = sparsities(sparsity, self.layers)
+        t = interpolate(self.grid, self.values, targets[(..., *[None] * (self.values.ndim - 1))]).squeeze(-1)
+        if self.scale is not None:
+            t = t[:, None] / self.scale.double()
+        t[targets == 0] = 0
+        return t.float()
+
+    def check(self, model: nn.Module | Sequence[GatedMLP], *, weights: bool = True) -> None:
+        """Raise CatsError unless these were calibrated on this model: layers, sizes, activation, weights.
+
+        `weights` False compares shapes alone, for a model whose weights are not loaded yet.
+        """
+        mlps = find_gated_mlps(model) if isinstance(model, nn.Module) else list(model)
+        name = self.model.get("id") or self.model.get("architecture") or "another model"
+        if len(mlps) != self.layers:
+            raise CatsError(
+                f"These thresholds are for {self.layers} layers ({name}), the model has {len(mlps)}."
+            )
+        sizes = self.model.get("intermediate_sizes") or []
+        for mlp, size in zip(mlps, sizes, strict=False):
+            if mlp.intermediate_size != size:
+                raise CatsError(
+                    f"These thresholds are for intermediate size {size} in layer {mlp.layer} ({name}), "
+                    f"the model has {mlp.intermediate_size}."
+                )
+            if mlp.activation != self.activation:
+                raise CatsError(
+                    f"These thresholds are for {self.activation} gates ({name}), "
+                    f"the model has {mlp.activation}."
+                )
+        expected = self.model.get("gate_signs")
+        if weights and expected and fingerprint(mlps) != expected:
+            raise CatsError(
+                f"These thresholds were calibrated on other weights ({name}, gate signs {expected[:12]}): "
+                "calibrate this model with `cats calibrate`."
+            )
+
+    def provenance(self) -> dict:
+        """Everything but the values: what was measured, on what."""
+        return {
+            "model": self.model,
+            "activation": self.activation,
+            "criterion": self.criterion,
+            "corpus": self.corpus,
+            "tokens": self.tokens,
+            "policy": self.policy,
+            "grid_error": self.grid_error,
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the JSON file, and beside it `<name>.safetensors` where there is a threshold per neuron."""
+        path = Path(path)
+        document = {
+            "schema": SCHEMA,
+            **self.provenance(),
+            "shape": list(self.values.shape),
+            "grid": _shortest(self.grid),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"values": self.values, "scale": self.scale}
+        large = {
+            name: tensor.float().contiguous()
+            for name, tensor in tensors.items()
+            if tensor is not None and tensor.numel() > _INLINE
+        }
+        if large:
+            data = save_tensors(large)
+            beside = path.with_suffix(".safetensors")
+            reference = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
+            write_atomically(beside, data)
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                document[name] = reference if name in large else _shortest(tensor)
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
+        write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Thresholds":
+        """Read a thresholds file; raises CatsError for a missing, truncated, inconsistent or newer one."""
+        path = Path(path)
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            reason = error.strerror.lower() if error.strerror else "it cannot be opened"
+            raise CatsError(f"The thresholds file {path} cannot be read: {reason}.") from error
+        except ValueError as error:
+            raise CatsError(
+                f"The thresholds file {path} is not valid JSON, it may be truncated: make it again."
+            ) from error
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
+            raise CatsError(f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA}.")
+        try:
+            values = _tensor(path, document, "values")
+            thresholds = cls(
+                model=dict(document["model"]),
+                activation=str(document["activation"]),
+                criterion=str(document["criterion"]),
+                corpus=dict(document["corpus"]),
+                tokens=int(document["tokens"]),
+                policy=dict(document["policy"]),
+                grid=torch.tensor(document["grid"], dtype=torch.float32),
+                values=values,
+                grid_error=float(document["grid_error"]),
+                scale=_tensor(path, document, "scale") if "scale" in document else None,
+            )
+            expected = list(document["shape"])
+            list(thresholds.model.get("intermediate_sizes") or [])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CatsError(f"The thresholds file {path} lacks or garbles {error}: make it again.") from error
+        if list(values.shape) != expected or not thresholds.consistent():
+            raise CatsError(
+                f"The thresholds file {path} is inconsistent (grid, values or shape): make it again."
+            )
+        return thresholds
+
+    def consistent(self) -> bool:
+        """Whether grid and values are quantile functions: [G] rising from 0 to 1, finite, never falling."""
+        grid, values, scale = self.grid, self.values, self.scale
+        return (
+            grid.ndim == 1
+            and len(grid) > 1
+            and values.ndim in (2, 3)
+            and values.shape[-1] == len(grid)
+            and values.shape[0] > 0
+            and grid[0] == 0
+            and grid[-1] == 1
+            and bool((grid.diff() > 0).all())
+            and bool(values.isfinite().all())
+            and bool((values >= 0).all())
+            and bool((values.diff() >= 0).all())
+            and (
+                scale is None
+                or (
+                    (values.ndim == scale.ndim == 2 and len(scale) == len(values))
+                    and bool(scale.isfinite().all())
+                    and bool((scale >= 0).all())
+                )
+            )
+        )
+
+
+def plain(sparsity):
+    """Python's own numbers, one or a list, in place of a tensor, an array or NumPy's numbers."""
+    if hasattr(sparsity, "tolist"):
+        return sparsity.tolist()
+    is_list = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    return [plain(value) for value in sparsity] if is_list else sparsity
+
+
+def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
+    """Gate sparsities [L] (fp64) from one number or one per layer; raises CatsError outside [0, 1)."""
+    given = plain(sparsity)
+    given = given if isinstance(given, list) else [given] * layers
+    if len(given) != layers:
+        raise CatsError(
+            f"{len(given)} sparsities were given for {layers} layers: give one, or one per layer."
+        )
+    for value in given:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise CatsError(
+                f"Sparsity {value!r} is outside [0, 1): it is the share of gate activations to drop."
+            )
+    return torch.tensor(given, dtype=torch.float64, device="cpu")  # Transformers loads under "meta"
+
+
+def fingerprint(mlps: Sequence[GatedMLP]) -> str:
+    """sha256 over the signs of 4096 gate weights per layer: the same in every dtype."""
+    digest = hashlib.sha256()
+    for mlp in mlps:
+        weight = mlp.module.get_submodule(mlp.layout.gate).weight.detach()
+        if mlp.fused:
+            weight = weight.chunk(2)[mlp.layout.gate_half]
+        flat = weight.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 4096)][:4096]
+        digest.update(torch.signbit(sample).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary name, then rename: nothing half-written is ever read as whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CatsError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tensor(path: Path, document: dict, name: str) -> Tensor:
+    """Values that a thresholds file holds, or keeps in the safetensors file that it was written with."""
+    held = document[name]
+    if not isinstance(held, dict):
+        return torch.tensor(held, dtype=torch.float32)
+    beside = path.parent / Path(held["file"]).name
+    try:
+        data = beside.read_bytes()
+    except OSError as error:
+        raise CatsError(f"The thresholds file {path} needs {beside.name} beside it: copy both.") from error
+    if hashlib.sha256(data).hexdigest() != held["sha256"]:
+        raise CatsError(f"{beside} does not belong to {path.name}, or is truncated: copy both again.")
+    try:
+        return load_tensors(data)[name]
+    except SafetensorError as error:
+        raise CatsError(f"{beside} is damaged ({error}): make it again.") from error
+
+
+def _shortest(values: Tensor) -> list:
+    """Nested lists of the shortest decimals that read back as the same fp32."""
+    if values.ndim > 1:
+        return [_shortest(row) for row in values]
+    return [float(str(value)) for value in values.float().numpy()]

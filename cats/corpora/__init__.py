@@ -1,0 +1,1 @@
+"""Text for calibration and evaluation, and the batches that it is cut into."""

@@ -1,0 +1,1 @@
+"""Greedy decoding as one CUDA graph a token, for dense and sparse models alike."""

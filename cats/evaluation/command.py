@@ -1,0 +1,130 @@
+"""The command `cats evaluate`: one model from the command line, or a plan."""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from cats import paths
+from cats.criteria.masking import Policy
+from cats.errors import CatsError
+from cats.evaluation import plan as plans
+from cats.evaluation import table as results
+from cats.evaluation.distributed import Crew, join
+from cats.evaluation.evaluator import Suite
+from cats.evaluation.method import Calibration, configurations
+from cats.evaluation.plan import Run
+from cats.models import load as models
+from cats.models import memory
+
+
+def main(given: Namespace) -> None:
+    """Check everything first, then evaluate; `given` as `cats_cli` parses it."""
+    runs = _runs(given)
+    checked = plans.check(runs, given.data_dir)
+    if given.dry_run:
+        print("\n".join(checked))
+        return
+    crew = join(runs[0].device if runs else "cpu")
+    output = paths.made(Path(given.output))
+    if given.plan:
+        folder = paths.made(Path(given.records)) if given.records else output
+        done = plans.execute(
+            runs,
+            output,
+            crew=crew,
+            data_dir=given.data_dir,
+            minutes=given.minutes,
+            records=folder,
+            so_far=given.so_far,
+        )
+        if crew.leads:
+            print("Everything is recorded." if done else "Something is left: the same command goes on.")
+    else:
+        _one(runs[0], given, crew, output)
+    crew.leave()
+
+
+def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
+    memory.check(run.model, models.config(run.model), run.dtype, crew.device)
+    loaded = models.load(run.model, dtype=run.dtype, device=crew.device, seed=run.seed)
+    if loaded.tokenizer is None:
+        raise CatsError(
+            f"{run.model} has random weights and no tokenizer, so it reads no text: name another model."
+        )
+    started = time.time()
+    suite = Suite(
+        loaded,
+        output,
+        crew=crew,
+        data_dir=given.data_dir,
+        documents=run.documents,
+        seed=run.seed,
+        calibration=run.calibration,
+        chat=run.chat,
+        batch_tokens=run.batch_tokens,
+    )
+    found = suite.run(run.tasks, run.configurations, minutes=given.minutes)
+    if crew.leads:
+        show(results.table(results.load(found)))
+        left = len(run.tasks) * len(run.configurations) - len(found)
+        print(
+            f"{len(found)} result{'s' * (len(found) != 1)} in {output}, {time.time() - started:.0f} s"
+            + (f"; {left} left" if left else "")
+        )
+
+
+def show(rows) -> None:
+    """Print the columns that matter on a terminal."""
+    header = ("task", "method", "target", "realised", "of model", "score", "± se", "to dense [95 %]")
+    lines = [header]
+    for row in rows.to_dict("records"):
+        score, error, delta = _score(row)
+        low, high = row.get("delta_low"), row.get("delta_high")
+        known = delta is not None and delta == delta
+        lines.append(
+            (
+                row.get("corpus") if row["experiment"] == "perplexity" else row["task"],
+                row["method"],
+                _number(row["gate_sparsity"], ".2f"),
+                _number(row["realised_sparsity"], ".3f"),
+                _number(row["realised_model_sparsity"], ".3f"),
+                _number(score, ".4f"),
+                _number(error, ".4f"),
+                f"{delta:+.4f} [{low:+.4f}, {high:+.4f}]" if known else "-",
+            )
+        )
+    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _score(row: dict) -> tuple:
+    if row["experiment"] == "perplexity":
+        return row["nll_nats"], None, row.get("delta_nll")
+    if row["experiment"] == "generation":
+        return row["exact_match"], row["exact_match_se"], row.get("delta")
+    return row["acc"], row["acc_se"], row.get("delta_acc")
+
+
+def _number(value, form: str) -> str:
+    return "-" if value is None or value != value else format(value, form)
+
+
+def _runs(given: Namespace) -> list[Run]:
+    if given.plan:
+        return plans.read(Path(given.plan), device=given.device)
+    policy = Policy(given.prefill, given.first_token, given.last_share)
+    run = Run(
+        model=given.model,
+        record=given.model.replace("/", "-").lower(),
+        tasks=plans.task_names(given.tasks),
+        configurations=configurations(given.rule, given.sparsity, policy, given.level),
+        dtype=given.dtype,
+        device=given.device,
+        calibration=Calibration(given.corpus, tokens=given.tokens, seed=given.seed),
+        documents=given.documents,
+        seed=given.seed,
+        chat=given.chat,
+        batch_tokens=given.batch_tokens,
+    )
+    return [run]

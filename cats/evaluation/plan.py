@@ -1,0 +1,226 @@
+"""A plan: models, tasks and configurations in one YAML file, run within time slices and recorded."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import get_type_hints
+
+import torch
+from filelock import FileLock
+
+from cats import criteria
+from cats.core.accounting import account
+from cats.criteria.masking import Policy
+from cats.errors import CatsError
+from cats.evaluation import corpus_task as texts
+from cats.evaluation import plan_file as plan_files
+from cats.evaluation import table as results
+from cats.evaluation import tasks
+from cats.evaluation.distributed import Crew
+from cats.evaluation.evaluator import Suite
+from cats.evaluation.method import Calibration, Configuration
+from cats.models import load as models
+from cats.models import memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model with its tasks and configurations; `record` is the slug of the records that it writes."""
+
+    model: str
+    record: str
+    tasks: list[str]
+    configurations: list[Configuration]
+    dtype: str = "bfloat16"
+    device: str = "cuda"
+    calibration: Calibration = field(default_factory=Calibration)
+    documents: int | None = None
+    seed: int = 0
+    chat: bool = False
+    batch_tokens: int | None = None
+    text_tokens: int | None = None  # of each document of a text; None: all of them
+    geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
+
+    def __post_init__(self):
+        if self.dtype not in models.DTYPES:
+            raise CatsError(f"Unknown dtype {self.dtype!r}: use one of {', '.join(models.DTYPES)}.")
+        for name, least in {"documents": 1, "batch_tokens": 1, "text_tokens": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise CatsError(f"{name}={value} is too small: use {least} or more.")
+
+    def __str__(self) -> str:
+        listed = ", ".join(dict.fromkeys(map(str, self.configurations)))
+        policies = len({each.policy for each in self.configurations})
+        under = f" under {policies} policies" if policies > 1 else ""
+        tasks = f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}"
+        return f"{self.record}: {self.model} in {self.dtype}, {tasks} x {{{listed}}}{under}"
+
+
+_TYPES = get_type_hints(Run) | {"calibration": dict, "rules": list[str | dict], "level": str}
+_TYPES |= {"policy": dict, "policies": list[dict]}
+del _TYPES["configurations"]
+
+
+def read(path: Path, *, device: str | None = None) -> list[Run]:
+    """The runs of a plan file; `device` over what it says. Raises CatsError for anything unknown in it."""
+    runs = plan_files.runs(path, "model, record, tasks and rules")
+    return [_run(run, path.name, device) for run in runs]
+
+
+def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
+    """What a dry run finds, one line a run: estimated memory, tasks and configurations. Loads no weights.
+
+    Raises CatsError for unknown devices, models, tasks, rules and corpora, and for missing data.
+    """
+    lines = []
+    for run in runs:
+        memory.kind(run.device)
+        run.calibration.check()
+        tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
+        for name in filter(texts.is_text, run.tasks):
+            texts.check(name)
+        config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
+        shape = account(config)
+        for configuration in run.configurations:
+            configuration.own(shape)
+        needed = memory.estimate(config, run.dtype, tokens=run.batch_tokens or 8192)
+        lines.append(f"{run}; about {needed}")
+    return lines
+
+
+def execute(
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    crew: Crew,
+    data_dir: str | None = None,
+    minutes: float | None = None,
+    records: Path | None = None,
+    so_far: bool = False,
+) -> bool:
+    """Run what is left of a plan, for `minutes` at most, and record each finished run in the folder
+    `records`.
+
+    Results go to one folder for each run below `output`, and are not measured twice; several processes with
+    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished;
+    that needs no GPU.
+    Returns whether all is done.
+    """
+    started = time.monotonic()
+    complete = True
+    for run in runs:
+        left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+        if left is not None and crew.agree(left <= 0):
+            return False
+        folder = output / run.record
+        stamp = folder / "recorded"
+        if crew.agree(stamp.exists()):
+            continue
+        begun = time.time()
+        device = crew.device if crew.size > 1 else run.device
+        if so_far and not torch.cuda.is_available():
+            device = "cpu"
+        memory.check(run.model, models.config(run.model), run.dtype, device)
+        loaded = models.load(run.model, dtype=run.dtype, device=device)
+        suite = Suite(
+            loaded,
+            folder,
+            crew=crew,
+            data_dir=data_dir,
+            documents=run.documents,
+            seed=run.seed,
+            calibration=run.calibration,
+            chat=run.chat,
+            batch_tokens=run.batch_tokens,
+            text_tokens=run.text_tokens,
+        )
+        if not so_far:
+            suite.run(run.tasks, run.configurations, minutes=left)
+        done = suite.finished(run.tasks, run.configurations)
+        whole = len(done) == len(run.configurations)
+        complete = complete and whole
+        if crew.leads and (whole or (so_far and len(done) > 1)):
+            with FileLock(folder / "claims" / "record.lock"):
+                if not stamp.exists():
+                    _record(suite, replace(run, configurations=done), begun, records)
+                    if whole:
+                        stamp.touch()
+        del suite, loaded
+    return complete
+
+
+def _record(suite: Suite, run: Run, begun: float, folder: Path | None) -> None:
+    found = [suite.path(each, name) for each in run.configurations for name in run.tasks]
+    parameters = describe(run)
+    for path in results.record(
+        results.load(found), run.record, parameters=parameters, started=begun, folder=folder
+    ):
+        print(f"Wrote {path}")
+
+
+def task_names(listed: Sequence[str]) -> list[str]:
+    """Tasks by name, "paper" as its eight, and texts ("text:<corpus>") behind them; CatsError for unknown
+    tasks.
+    """
+    stock = tasks.names([name for name in listed if not texts.is_text(name)])
+    return [*stock, *(name for name in listed if texts.is_text(name))]
+
+
+def describe(run: Run) -> dict:
+    """The parameters of a run's records."""
+    policies = {str(c.policy): c.policy.describe() for c in run.configurations}
+    return {
+        "tasks": run.tasks,
+        "configurations": [str(c) for c in run.configurations],
+        "policies": list(policies.values()),
+        "calibration": run.calibration.describe(),
+        "documents": run.documents,
+        "text_tokens": run.text_tokens,
+        "seed": run.seed,
+        "chat": run.chat,
+        "dtype": run.dtype,
+    }
+
+
+def _run(given: dict, where: str, device: str | None) -> Run:
+    plan_files.check(given, _TYPES, where)
+    missing = [key for key in ("model", "record", "tasks", "rules") if key not in given]
+    if missing:
+        raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record, tasks and rules.")
+    policies = [_made(Policy, each, where) for each in given.pop("policies", [given.pop("policy", {})])]
+    calibration = _made(Calibration, given.pop("calibration", {}), where)
+    names = task_names(given.pop("tasks"))
+    level = given.pop("level", "rule")
+    wanted = [
+        configuration
+        for rule in given.pop("rules")
+        for policy in policies
+        for configuration in _configurations(rule, policy, level, where)
+    ]
+    wanted = list(dict.fromkeys(wanted))  # the dense model is one under every policy
+    if device is not None:
+        given["device"] = device
+    return Run(**given, tasks=names, configurations=wanted, calibration=calibration)
+
+
+def _made(kind: type, given: dict, where: str):
+    """The dataclass `kind` from plain values; CatsError for unknown ones."""
+    plan_files.check(given, get_type_hints(kind), f"the {kind.__name__.lower()} of {where}")
+    return kind(**given)
+
+
+def _configurations(rule: str | dict, policy: Policy, level: str, where: str) -> list[Configuration]:
+    """A rule as a name, or as {name: [sparsities]}."""
+    if isinstance(rule, str):
+        return [Configuration(rule, None, policy)]
+    if len(rule) != 1 or not isinstance(*rule, str):
+        raise CatsError(f"A rule in {where} is a name, or a name with a list of sparsities, not {rule!r}.")
+    ((name, levels),) = rule.items()
+    if name != criteria.DENSE:
+        criteria.rule(name)
+    return [
+        Configuration(name, sparsity, policy, level)
+        for sparsity in (levels if isinstance(levels, list) else [levels])
+    ]

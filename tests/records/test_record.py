@@ -1,0 +1,166 @@
+"""Records: written whole and once, found by their parameters, refused when damaged, marked when stale."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from record_rows import MODEL, row, write
+
+from cats import CatsError, paths
+from cats.records import environment
+from cats.records import record as records
+
+
+@pytest.mark.parametrize("experiment", records.COLUMNS)
+def test_every_experiment_reads_back(experiment, tmp_path):
+    path = write(tmp_path, experiment=experiment, rows=[row(experiment, note="x"), row(experiment, note="y")])
+    assert path.name == f"{experiment}-a.json"
+    record = records.read(experiment, folder=tmp_path)
+    assert record.rows.note.tolist() == ["x", "y"]
+    assert set(records.COLUMNS[experiment]) <= set(record.rows.columns)
+    assert record.content["schema"] == 1 and record.content["model"] == MODEL
+    assert 1.9 < record.content["wall_s"] < 60
+    for part, keys in {
+        "hardware": {"device", "driver", "memory_gb"},
+        "software": {"python", "torch", "triton", "transformers", "lm_eval", "cuda"},
+        "git": {"commit", "dirty"},
+    }.items():
+        assert keys <= set(record.content[part])
+    assert re.fullmatch(r"[0-9a-f]{64}", record.content["kernel_hash"])
+
+
+def test_values_become_plain_json(tmp_path):
+    rows = pd.DataFrame(
+        {
+            **{name: [None] for name in records.COLUMNS["perplexity"]},
+            "nll_nats": [np.float32(1.5)],
+            "tokens": [torch.tensor(7)],
+            "perplexity": [math.nan],
+            "corpus": ["/srv/someone/books/text.jsonl"],
+        }
+    )
+    path = write(tmp_path, rows=rows, model={"id": "/models/mine"}, sparsities=(0.3, 0.5))
+    content = json.loads(path.read_text())
+    assert content["rows"][0]["nll_nats"] == 1.5 and content["rows"][0]["tokens"] == 7
+    assert content["rows"][0]["perplexity"] is None and content["parameters"]["sparsities"] == [0.3, 0.5]
+    assert content["rows"][0]["corpus"] == "text.jsonl" and content["model"]["id"] == "mine"
+
+
+def test_nothing_is_overwritten(tmp_path):
+    paths_ = [write(tmp_path, seed=seed) for seed in range(3)]
+    assert [path.name for path in paths_] == [f"perplexity-a{end}.json" for end in ("", "-2", "-3")]
+    assert json.loads(paths_[0].read_text())["parameters"] == {"seed": 0}
+    assert len(list(tmp_path.iterdir())) == 3, "no temporary file is left"
+
+
+def test_newest_that_matches_is_read(tmp_path):
+    for number, (slug, seed) in enumerate([("a", 0), ("b", 1), ("a", 1)]):
+        path = write(tmp_path, slug, seed=seed, model={"id": f"model-{seed}"})
+        content = json.loads(path.read_text())
+        content["utc"] = f"2026-01-0{number + 1}T00:00:00Z"
+        path.write_text(json.dumps(content))
+    assert records.read("perplexity", folder=tmp_path).path.name == "perplexity-a-2.json"
+    assert records.read("perplexity", folder=tmp_path, seed=0).path.name == "perplexity-a.json"
+    assert (
+        records.read("perplexity", folder=tmp_path, model="model-1", slug="b").path.name
+        == "perplexity-b.json"
+    )
+    assert records.read("perplexity", folder=tmp_path, slug="a").path.name == "perplexity-a-2.json"
+    device = records.read("perplexity", folder=tmp_path).content["hardware"]["device"]
+    assert records.read("perplexity", folder=tmp_path, device=device[:5].upper())
+    with pytest.raises(CatsError, match=r"No record of perplexity has seed=7 \(3 records looked at\)"):
+        records.read("perplexity", folder=tmp_path, seed=7)
+    with pytest.raises(CatsError, match="has any parameters"):
+        records.read("decode", folder=tmp_path)
+
+
+def test_of_one_second_the_later_record_is_read(tmp_path):
+    for _ in range(2):
+        path = write(tmp_path, "a")
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "utc": "2026-01-01T00:00:00Z"}))
+    assert records.read("perplexity", folder=tmp_path).path.name == "perplexity-a-2.json"
+    assert [record.path.name for record in records.every(folder=tmp_path)][-1] == "perplexity-a-2.json"
+
+
+def test_wrong_records_are_not_written(tmp_path):
+    with pytest.raises(CatsError, match="Unknown experiment 'speed': use one of mlp_latency"):
+        records.write("speed", "a", parameters={}, rows=[{}], model={}, data={}, started=0, folder=tmp_path)
+    with pytest.raises(CatsError, match="lower-case letters"):
+        write(tmp_path, "Bad Name")
+    with pytest.raises(CatsError, match="There are no rows"):
+        write(tmp_path, rows=[])
+    with pytest.raises(CatsError, match="lack the columns nll_nats, perplexity"):
+        incomplete = row("perplexity")
+        del incomplete["nll_nats"], incomplete["perplexity"]
+        write(tmp_path, rows=[row("perplexity"), incomplete])
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_records_are_refused(tmp_path):
+    path = write(tmp_path)
+    text = path.read_text()
+    content = json.loads(text)
+    for damaged, reason in [
+        (text[: len(text) // 2], "truncated or no JSON"),
+        ("[]", "is not of schema 1"),
+        (json.dumps({**content, "schema": 9}), "is not of schema 1"),
+        (json.dumps({**content, "experiment": "decode"}), "is of the experiment 'decode'"),
+        (json.dumps({key: value for key, value in content.items() if key != "git"}), "lacks git"),
+    ]:
+        path.write_text(damaged)
+        with pytest.raises(CatsError, match=reason):
+            records.read("perplexity", folder=tmp_path)
+
+
+def test_changed_kernels_make_only_their_records_stale(tmp_path):
+    for experiment in ("decode", "perplexity"):
+        path = write(tmp_path, experiment=experiment)
+        assert not records.read(experiment, folder=tmp_path).stale
+        content = json.loads(path.read_text())
+        content["kernel_hash"] = "0" * 64
+        path.write_text(json.dumps(content))
+    decode = records.read("decode", folder=tmp_path)
+    assert decode.stale and "WARNING: the kernels have changed" in decode.provenance()
+    perplexity = records.read("perplexity", folder=tmp_path)
+    assert not perplexity.stale and "WARNING" not in perplexity.provenance()
+
+
+def test_kernels_of_the_other_processor_do_not_make_a_record_stale(tmp_path, monkeypatch):
+    for name in ("cpu.py", "decode.py", "crossover.py", "centred.py"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(paths, "KERNELS", tmp_path)
+    before = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
+    for name, changed in (
+        ("crossover.py", set()),
+        ("centred.py", set()),
+        ("cpu.py", {False}),
+        ("decode.py", {True}),
+    ):
+        (tmp_path / name).write_text("changed")
+        after = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
+        assert {gpu for gpu in before if before[gpu] != after[gpu]} == changed
+        before = after
+
+
+def test_provenance_is_one_line_without_paths_or_host(tmp_path):
+    import platform
+
+    write(tmp_path)
+    line = records.read("perplexity", folder=tmp_path).provenance()
+    assert (
+        "\n" not in line
+        and "toy, random weights" in line
+        and f"torch {torch.__version__.split('+')[0]}" in line
+    )
+    assert str(paths.ROOT) not in line and platform.node() not in line
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((CatsError, NotADirectoryError, FileExistsError)):
+        write(tmp_path / "file" / "records")
