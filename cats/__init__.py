@@ -23,3 +23,12 @@ __all__ = [
     "set_sparsity",
     "sparsify",
 ]
+
+
+def __getattr__(name: str):
+    """`cats.attention`, the public name of version 0.1 for `cats.decoding.attention`."""
+    if name == "attention":
+        from cats.decoding import attention
+
+        return attention
+    raise AttributeError(f"module 'cats' has no attribute {name!r}")

@@ -1,1 +1,1 @@
-"""Programs that time kernels, a layer and decoding, sparse against dense: the subcommands of `cats measure`."""
+"""Programs that time kernels, a layer and decoding, sparse against dense: what `cats measure` runs."""
