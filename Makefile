@@ -26,9 +26,8 @@ execute: environment
 	@.venv/bin/cats reproduce --in-place && .venv/bin/python scripts/picture.py
 
 site: environment
-	@.venv/bin/jupyter-book build -q -W --keep-going book
-	@test -f _build/html/index.html
-	@echo "Site: $(CURDIR)/_build/html/index.html"
+	@bash scripts/site.sh
+	@echo "Site: $$PWD/_build/html/index.html"
 
 lint: environment
 	@.venv/bin/ruff check .

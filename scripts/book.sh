@@ -6,24 +6,19 @@ fetch_model() {
     .venv/bin/python - <<'PYTHON'
 import sys
 
-from cats import CatsError, embedded, models
+from cats import CatsError
+from cats.models import embedded, load
 
 try:
-    embedded.model_folder(models.DEFAULT)
+    embedded.model_folder(load.DEFAULT)
 except CatsError as error:
     sys.exit(f"make: {error}")
 PYTHON
 }
 
-build_site() {
-    # From the executed copies, into the usual place.
-    .venv/bin/jupyter-book build -q -W --keep-going --path-output . _build/live/book && [ -f _build/html/index.html ] ||
-        die "the site could not be built, for the reasons above: mend the page named, or run make clean and this again."
-}
-
 step environment bash scripts/environment.sh
 step model fetch_model
 step chapters .venv/bin/cats reproduce
-step site build_site
+step site bash scripts/site.sh _build/live/book # from the executed copies
 
 printf '\n%sSite: %s\n' "$report" "$PWD/_build/html/index.html"

@@ -68,6 +68,8 @@ free_mb="$(df -Pm . | awk 'NR == 2 { print $4 }')"
 [ "${free_mb:-$minimum_mb}" -ge "$minimum_mb" ] ||
     die "only $free_mb MB of disk are free here: the environment needs $minimum_mb MB, 10 GB for a CUDA build."
 
+# Making it anew through a link would empty the folder of another clone.
+[ -L .venv ] && die ".venv is a link to $(readlink .venv): remove the link and run this again."
 # An environment that was moved or whose Python is gone is made anew; one that is only out of date is brought up to date.
 clear=""
 case "$(cat "$stamp" 2>/dev/null)" in "" | "$PWD "*) ;; *) clear=--clear ;; esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# scripts/measure.sh PARAMS [CHAPTER...]: run chapters through papermill under a params file and gather anew in runs/
-# the executed notebooks and the records and thresholds that they wrote: what the GPU workflow keeps.
+# scripts/measure.sh PARAMS [CHAPTER...]: run chapters through papermill under a params file and gather anew in
+# _build/measured the executed notebooks and the records and thresholds that they wrote: what the GPU workflow keeps.
 . "$(dirname "$0")/common.sh"
 
 params="${1:-}"
@@ -14,13 +14,14 @@ done
 bash scripts/environment.sh || exit 1
 new_files() { git ls-files --others --exclude-standard -- data/records data/thresholds; }
 before="$(new_files)"
-rm -rf runs && mkdir -p runs/records || die "the folder runs cannot be made: check the rights and the space of $PWD."
-.venv/bin/cats reproduce "${chapters[@]}" --profile "$params" --output runs --force
+measured=_build/measured
+rm -rf "$measured" && mkdir -p "$measured/records" || die "the folder $measured cannot be made: check the rights and the space of $PWD."
+.venv/bin/cats reproduce "${chapters[@]}" --profile "$params" --output "$measured" --force
 status=$?
 
 new_files | while IFS= read -r file; do
-    grep -qxF -- "$file" <<<"$before" || cp -- "$file" runs/records/
+    grep -qxF -- "$file" <<<"$before" || cp -- "$file" "$measured/records/"
 done
-mv _build/partial/*.ipynb runs/ 2>/dev/null # how far a failed chapter got
-find runs -type f | sort
+mv _build/partial/*.ipynb "$measured/" 2>/dev/null # how far a failed chapter got
+find "$measured" -type f | sort
 exit "$status"
