@@ -11,8 +11,8 @@ from myst_nb import glue as _glue
 from transformers.utils import logging
 
 from cats.book import chapters, plots
+from cats.book.comparison import Comparison, comparison_table
 from cats.records import environment
-from cats.records.paper import Comparison, comparison_table
 
 _STARTED = time.perf_counter()  # a kernel imports this once, in the first cell of its chapter
 

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from cats import paths
-from cats.book.html_table import Table
 from cats.errors import CatsError
 from cats.records import paper
 
@@ -69,61 +68,6 @@ def test_reported_nats_and_their_exponentials_agree():
 def test_a_value_that_cannot_be_told_is_one_clear_sentence(name, keys, message):
     with pytest.raises(CatsError, match=re.escape(message)):
         paper.reported(name, **keys)
-
-
-@pytest.mark.parametrize(
-    ("reported", "reproduced", "tolerance", "expected"),
-    [
-        (0.65, 0.64, 0.01, paper.REPRODUCED),
-        (0.65, 0.6399, 0.01, paper.NOT_REPRODUCED),
-        (2.18, 2.25, 0.05, paper.NOT_REPRODUCED),
-        (2.18, None, 0.05, paper.NOT_MEASURED),
-        (-15.4, -15.4, 0.0, paper.REPRODUCED),
-    ],
-)
-def test_verdict(reported, reproduced, tolerance, expected):
-    assert paper.verdict(reported, reproduced, tolerance) == expected
-
-
-def test_another_model_is_not_judged_even_where_the_numbers_agree():
-    assert paper.verdict(2.18, 2.18, 0.05, differs="other model") == "not comparable (other model)"
-
-
-def test_comparison_table_shows_all_columns_and_no_index():
-    rows = [
-        paper.Comparison("a", "loss, nats", 2.18, 2.2, 0.05, "X, CPU", source="rebuttal"),
-        paper.Comparison("b", "accuracy", 0.5, None, 0.01, "X, CPU"),
-    ]
-    html = paper.comparison_table(rows)._repr_html_()
-    for column in ("paper", "reproduced", "difference", "tolerance", "verdict", "hardware"):
-        assert f">{column}</th>" in html
-    assert html.count("<tr>") == 3 and html.count("<th ") == 7
-    assert ">+0.020</td>" in html and ">not measured</td>" in html and ">± 0.050</td>" in html
-
-
-def test_table_formats_escapes_and_marks_missing_values():
-    frame = pd.DataFrame({"a<b": [1.23456, None], "text": ["x & y", None]})
-    table = Table(frame, {"a<b": "{:.2f}"})
-    html = table._repr_html_()
-    assert ">1.23</td>" in html and "a&lt;b" in html and "x &amp; y" in html and html.count(">–</td>") == 2
-    assert "1.23" in repr(table)
-
-
-def test_what_stays_on_one_line_in_a_table():
-    frame = pd.DataFrame({
-        "score": ["42.2 ± 1.4", None], "change": ["-40.0 [-42.7, -37.1]", None],
-        "number": ["1.5", None], "words": ["cats", None], "long": ["a" * 40, None],
-    })  # fmt: skip
-    html = Table(frame)._repr_html_()
-    for name in ("score", "change"):
-        assert f'<th scope="col" class="interval short">{name}<' in html
-    assert 'class="number short">number<' in html and 'class="short">words<' in html
-    assert '<th scope="col">long<' in html
-
-
-def test_table_refuses_a_format_for_no_column():
-    with pytest.raises(CatsError, match="no column 'b'"):
-        Table(pd.DataFrame({"a": [1]}), {"b": "{}"})
 
 
 def test_the_tables_are_those_of_the_folder():
