@@ -19,6 +19,7 @@ from cats.errors import CatsError
 from cats.evaluation import perplexity as evaluation
 from cats.models import load as models
 from cats.models.geometries import GEOMETRIES
+from cats.records.text_table import text_table
 
 
 def calibrate(given: Namespace) -> None:
@@ -92,7 +93,7 @@ def perplexity(given: Namespace) -> None:
         rows.append(
             (f"{sparsity:g}", realised, f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", delta)
         )
-    _table(("gate sparsity", "realised", "NLL, nats", "perplexity", "NLL - dense [95 %]"), rows)
+    print(text_table(("gate sparsity", "realised", "NLL, nats", "perplexity", "NLL - dense [95 %]"), rows))
 
 
 def generate(given: Namespace) -> None:
@@ -214,7 +215,7 @@ def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
     rows = [
         (str(layer), *(f"{column[layer]:.4f}" for column in values)) for layer in range(thresholds.layers)
     ]
-    _table(("layer", *(f"t at s = {s:g}" for s in at)), rows)
+    print(text_table(("layer", *(f"t at s = {s:g}" for s in at)), rows))
 
 
 def _inspect_model(name: str, at: list[float]) -> None:
@@ -234,10 +235,5 @@ def _inspect_model(name: str, at: list[float]) -> None:
         )
         for s in [0.0, *at]
     ]
-    _table(("gate sparsity", "model sparsity", "GB a token, 16-bit", "MLP bound", "decode bound"), rows)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    header = ("gate sparsity", "model sparsity", "GB a token, 16-bit", "MLP bound", "decode bound")
+    print(text_table(header, rows))

@@ -12,7 +12,7 @@ import yaml
 from nbformat import NotebookNode
 
 from cats import paths
-from cats.errors import CatsError
+from cats.errors import CatsError, did_you_mean
 
 PARAMETERS = "parameters"
 INJECTED = "injected-parameters"  # papermill's tag for the cell that overrides the parameters cell
@@ -181,8 +181,8 @@ def _hash(content: list) -> str:
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    if not close and len(known) > _LISTED:
+    near = did_you_mean(name, known)
+    if not near and len(known) > _LISTED:
         [nearest] = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
         return f": the nearest of {len(known)} is {nearest}"
-    return f" (did you mean {close[0]}?)" if close else f": use one of {', '.join(known)}"
+    return near or f": use one of {', '.join(known)}"

@@ -1,6 +1,5 @@
 """Text by name for calibration and perplexity, with split, counts and hash (paper sec. 4.1)."""
 
-import difflib
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cats.corpora.readers import HUB, LOCAL, read_file
-from cats.errors import CatsError
+from cats.errors import CatsError, did_you_mean
 
 DEFAULT = "python-docs"
 SPLITS = ("train", "test", "all")
@@ -88,10 +87,9 @@ def _local(name: str, split: str, field: str) -> tuple[list[str], dict]:
     elif path.suffix in {".txt", ".jsonl", ".gz"}:
         keyed, extra = read_file(path, field)
     else:
-        close = difflib.get_close_matches(name.lower(), [*LOCAL, *HUB], n=1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
+        known = [*LOCAL, *HUB]
         raise CatsError(
-            f"Unknown corpus {name!r}{guess}: use one of {', '.join([*LOCAL, *HUB])}, "
+            f"Unknown corpus {name!r}{did_you_mean(name, known)}: use one of {', '.join(known)}, "
             "or a path that ends in .txt, .jsonl or .jsonl.gz."
         )
     if split not in SPLITS:

@@ -1,11 +1,10 @@
 """Rules by name, of one interface: a file of this package that defines RULE is a rule."""
 
-import difflib
 from importlib import import_module
 from pkgutil import iter_modules
 
 from cats.criteria.rule import Fit, Rule
-from cats.errors import CatsError
+from cats.errors import CatsError, did_you_mean
 
 DENSE = "dense"
 
@@ -22,9 +21,9 @@ RULES = _found()
 def rule(name: str) -> Rule:
     """The rule of that name; raises CatsError for an unknown one."""
     if name not in RULES:
-        close = difflib.get_close_matches(name.lower(), RULES, n=1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
-        raise CatsError(f"Unknown rule {name!r}{guess}: use {DENSE}, {', '.join(RULES)}.")
+        raise CatsError(
+            f"Unknown rule {name!r}{did_you_mean(name, RULES)}: use {DENSE}, {', '.join(RULES)}."
+        )
     return RULES[name]
 
 

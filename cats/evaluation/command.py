@@ -15,6 +15,7 @@ from cats.evaluation.method import Calibration, configurations
 from cats.evaluation.plan import Run
 from cats.models import load as models
 from cats.models import memory
+from cats.records.text_table import text_table
 
 
 def main(given: Namespace) -> None:
@@ -76,7 +77,7 @@ def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
 def show(rows) -> None:
     """Print the columns that matter on a terminal."""
     header = ("task", "method", "target", "realised", "of model", "score", "± se", "to dense [95 %]")
-    lines = [header]
+    lines = []
     for row in rows.to_dict("records"):
         score, error, delta = _score(row)
         low, high = row.get("delta_low"), row.get("delta_high")
@@ -93,9 +94,7 @@ def show(rows) -> None:
                 f"{delta:+.4f} [{low:+.4f}, {high:+.4f}]" if known else "-",
             )
         )
-    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(text_table(header, lines))
 
 
 def _score(row: dict) -> tuple:

@@ -1,13 +1,12 @@
 """The tasks that can be evaluated, by name: the paper's eight, those of its rebuttal, and one that needs no
 data."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import datasets
 
-from cats.errors import CatsError
+from cats.errors import CatsError, did_you_mean
 from cats.evaluation import docs_cloze as cloze
 
 
@@ -77,9 +76,8 @@ def names(wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         for task in PAPER if name == "paper" else [VARIANTS.get(name, name)]:
             if task not in TASKS:
-                close = difflib.get_close_matches(task.lower(), TASKS, n=1)
-                guess = f" (did you mean {close[0]}?)" if close else ""
-                raise CatsError(f"Unknown task {task!r}{guess}: use paper, {', '.join(TASKS)}.")
+                near = did_you_mean(task, TASKS)
+                raise CatsError(f"Unknown task {task!r}{near}: use paper, {', '.join(TASKS)}.")
             if task not in result:
                 result.append(task)
     return result

@@ -1,6 +1,5 @@
 """Load a language model by name: embedded, hub id, local folder or GGUF file, or random weights."""
 
-import difflib
 import hashlib
 import re
 import sys
@@ -21,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from cats.errors import CatsError
+from cats.errors import CatsError, did_you_mean
 from cats.models import memory
 from cats.models.archives import SOURCES
 from cats.models.embedded import EMBEDDED, check_tokenizer, model_folder
@@ -158,9 +157,7 @@ def _hub_source(name: str) -> dict:
 
 
 def _suggest(name: str, choices) -> str:
-    close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
-    guess = f" (did you mean {close[0]}?)" if close else ""
-    return f"{guess}: use one of {', '.join(choices)}"
+    return f"{did_you_mean(name, choices)}: use one of {', '.join(choices)}"
 
 
 def _fingerprint(path: Path) -> str:
