@@ -1,4 +1,4 @@
-"""The table "paper, reproduced, difference, tolerance, verdict" that chapters end with."""
+"""The table "paper, reproduced, difference, tolerance, verdict": a line for each value that is reported."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cats.book.html_table import ABSENT, Table
+from cats.book.words import tidy
 
 REPRODUCED, NOT_REPRODUCED, NOT_MEASURED = "reproduced", "not reproduced", "not measured"
 
@@ -53,7 +54,7 @@ class Comparison:
     def cells(self) -> dict[str, str]:
         """Every column as the text that is shown."""
         number = f"{{:.{self.digits}f}}".format
-        return {
+        texts = {
             "quantity": self.quantity,
             "paper": number(self.reported),
             "reproduced": ABSENT if self.reproduced is None else number(self.reproduced),
@@ -62,9 +63,11 @@ class Comparison:
             "verdict": self.verdict,
             "hardware": ABSENT if self.reproduced is None else self.measured_on,
         }
+        return {column: tidy(text) for column, text in texts.items()}
 
 
 def comparison_table(comparisons: Iterable[Comparison]) -> Table:
     """The comparisons as one table."""
     rows = [comparison.cells() for comparison in comparisons]
-    return Table(pd.DataFrame(rows).rename(columns={"quantity": ""}))
+    frame = pd.DataFrame(rows).rename(columns={"quantity": "value"})
+    return Table(frame, caption="What the paper reports, and what was measured here")

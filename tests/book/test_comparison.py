@@ -1,3 +1,5 @@
+"""A measured value beside the paper's: the verdict, and the table of them."""
+
 import pytest
 
 from cats.book import comparison
@@ -29,5 +31,5 @@ def test_comparison_table_shows_all_columns_and_no_index():
     html = comparison.comparison_table(rows)._repr_html_()
     for column in ("paper", "reproduced", "difference", "tolerance", "verdict", "hardware"):
         assert f">{column}</th>" in html
-    assert html.count("<tr>") == 3 and html.count("<th ") == 7
+    assert html.count('<th scope="row"') == 2 and html.count('<th scope="col"') == 7
     assert ">+0.020</td>" in html and ">not measured</td>" in html and ">± 0.050</td>" in html

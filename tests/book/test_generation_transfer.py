@@ -10,7 +10,7 @@ import torch
 import toys
 from evaluation_toys import tokenizer
 
-from cats import agreement, paths
+from cats import paths
 from cats.book.analysis import generation as maths
 from cats.book.analysis import perplexity as losses
 from cats.book.analysis import recorded, transfer
@@ -67,7 +67,7 @@ def texts(figure) -> set[str]:
 def test_prompts_are_rows_without_padding():
     corpus = corpora.Corpus("toy", "test", ["abcdefg", "hi"], {})
     batches = corpora.batches(corpus, tokenizer(), sequence_length=5, seed=None)
-    found = agreement.prompts(batches)
+    found = maths.prompts(batches)
     assert [tokenizer().decode(ids) for ids in found] == ["abcde", "fg", "hi"]
 
 
@@ -75,13 +75,13 @@ def test_prompts_are_rows_without_padding():
     ("first", "second", "equal"), [([1, 2, 3], [1, 2, 4], 2), ([1], [1, 2], 1), ([], [5], 0), ([7], [8], 0)]
 )
 def test_common_tokens(first, second, equal):
-    assert agreement.common(first, second) == equal
+    assert maths.common(first, second) == equal
 
 
 def test_a_curve_falls_where_texts_part_and_a_text_that_ends_alike_agrees():
     dense = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 2]]
     sparse = [[1, 2, 3, 4], [5, 0, 7, 8], [9, 2]]
-    found = agreement.curve(dense, sparse, "CATS")
+    found = maths.curve(dense, sparse, "CATS")
     assert found.token.tolist() == [0, 1, 2, 3, 4]
     assert found.share.tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 2 / 3])
     assert found.length.iloc[0] == pytest.approx((4 + 1 + 4) / 3)
@@ -89,15 +89,15 @@ def test_a_curve_falls_where_texts_part_and_a_text_that_ends_alike_agrees():
 
 def test_continuations_are_those_of_generate_and_the_prompt_is_masked_or_not(model, thresholds):
     prompts = [[5, 6, 7, 8, 9], [10, 11, 12]]
-    dense, realised = agreement.continuations(model, tokenizer(), prompts, new_tokens=6)
+    dense, realised = maths.continuations(model, tokenizer(), prompts, new_tokens=6)
     assert realised == {}
     for ids, added in zip(prompts, dense, strict=True):
         whole = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0].tolist()
         assert added == whole[len(ids) :]
     sparsify(model, thresholds, 0.5)
-    _, everywhere = agreement.continuations(model, tokenizer(), prompts, new_tokens=6)
+    _, everywhere = maths.continuations(model, tokenizer(), prompts, new_tokens=6)
     policy = Policy(prefill="dense")
-    _, apart = agreement.continuations(model, tokenizer(), prompts, new_tokens=6, policy=policy)
+    _, apart = maths.continuations(model, tokenizer(), prompts, new_tokens=6, policy=policy)
     assert everywhere["prefill"]["gate_sparsity"] > 0.2 and apart["prefill"]["gate_sparsity"] == 0
     assert everywhere["decode"]["gate_sparsity"] > 0.2 and apart["decode"]["gate_sparsity"] > 0.2
 
@@ -252,7 +252,7 @@ def test_tasks_say_what_the_choice_of_text_changes():
 
 @pytest.mark.usefixtures("themed")
 def test_figures_of_live_texts_have_a_line_each():
-    curves = [agreement.curve([[1, 2, 3]], [[1, 2, n]], f"CATS {n}") for n in (3, 4)]
+    curves = [maths.curve([[1, 2, 3]], [[1, 2, n]], f"CATS {n}") for n in (3, 4)]
     figure = generation.agreement(pd.concat(curves))
     assert len(figure.axes[0].lines) == 2 and {"CATS 3", "CATS 4"} <= texts(figure)
     lines = pd.DataFrame(

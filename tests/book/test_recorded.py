@@ -8,7 +8,7 @@ import pytest
 import record_rows
 
 from cats import paths
-from cats.book.analysis import recorded
+from cats.book.analysis import recorded, variants
 from cats.errors import CatsError
 from cats.evaluation.table import AVERAGE
 from cats.evaluation.task_list import PAPER
@@ -53,10 +53,10 @@ def test_two_rules_are_compared_on_the_same_documents():
     rows = [row(mirrored.get(name, name), "cats", [0, 1, 1, 0]) for name in PAPER]
     rows += [row(mirrored.get(name, name), "chess", [1, 1, 1, 0]) for name in PAPER]
     rows.append(row("lambada_openai", "chess", [0, 0, 0, 0]))  # not one of the paper's
-    gain = recorded.between(pd.DataFrame(rows), "cats", "chess", 0.5)
+    gain = variants.between(pd.DataFrame(rows), "cats", "chess", 0.5)
     assert gain["delta"] == 0.25 and 0 <= gain["low"] < 0.25 < gain["high"]
-    assert recorded.between(pd.DataFrame(rows), "cats", "chess", 0.7) is None
-    assert recorded.between(pd.DataFrame(rows[1:]), "cats", "chess", 0.5) is None
+    assert variants.between(pd.DataFrame(rows), "cats", "chess", 0.7) is None
+    assert variants.between(pd.DataFrame(rows[1:]), "cats", "chess", 0.5) is None
 
 
 def test_a_damaged_record_is_not_taken_for_an_absent_one(folder):
@@ -94,7 +94,7 @@ def test_variants_are_compared_with_cats_at_their_level():
     tasks = pd.DataFrame(tasks)
     maths = tasks[tasks.task == "piqa"].assign(exact_match=tasks.acc)
     losses = pd.DataFrame([{"rule": "refit", "gate_sparsity": 0.5, "corpus": "plays", "delta_nll": 0.1}])
-    table, words = recorded.variants(tasks, maths, losses, ["cats", "chess", "refit"])
+    table, words = variants.variants(tasks, maths, losses, ["cats", "chess", "refit"])
     assert list(table[""]) == ["cats 50%", "refit 50%"]
     assert list(table["of the dense average"]) == [1 / 3, 2 / 3]
     assert list(table.LAMBADA) == [0.25, 0.5] and list(table.GSM8K) == [0.25, 0.5]
@@ -102,7 +102,7 @@ def test_variants_are_compared_with_cats_at_their_level():
     for column in ("average − CATS, points", "GSM8K − CATS, points"):
         assert pd.isna(table[column][0]) and table[column][1].startswith("+25.0 [")
     assert words == ["at 50% refit keeps most, 66.7% of the dense average and solves 50.0% of GSM8K"]
-    alone, _ = recorded.variants(tasks, pd.DataFrame(), pd.DataFrame(), ["refit"])
+    alone, _ = variants.variants(tasks, pd.DataFrame(), pd.DataFrame(), ["refit"])
     assert "LAMBADA" in alone and "GSM8K" not in alone
 
 
@@ -126,10 +126,10 @@ def test_what_two_records_share_is_held_answer_by_answer():
         return SimpleNamespace(rows=pd.DataFrame(rows), content={"parameters": {"calibration": calibration}})
 
     one = record("a", dense=[1, 0, 1], cats=[0, 0, 1])
-    found = recorded.again(one, record("a", dense=[1, 1, 1], cats=[0, 1, 0]))
+    found = variants.again(one, record("a", dense=[1, 1, 1], cats=[0, 1, 0]))
     assert found.method.tolist() == ["dense", "cats"]
     assert found.answers.tolist() == [6, 6] and found.changed.tolist() == [2, 4]
     assert found.acc.tolist() == pytest.approx([2 / 3, 1 / 3])
     assert found.acc_again.tolist() == pytest.approx([1, 1 / 3])
-    assert recorded.again(one, record("b", dense=[1, 0, 1], cats=[0, 0, 1])).method.tolist() == ["dense"]
-    assert recorded.again(one, record("a", dense=[1, 0])).empty  # other documents
+    assert variants.again(one, record("b", dense=[1, 0, 1], cats=[0, 0, 1])).method.tolist() == ["dense"]
+    assert variants.again(one, record("a", dense=[1, 0])).empty  # other documents

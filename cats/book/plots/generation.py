@@ -14,7 +14,7 @@ _NATS = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 def agreement(curves: pd.DataFrame) -> Figure:
     """Share of prompts whose text still equals the dense model's over generated tokens, a line each label.
 
-    `curves`: label, token, share (as `cats.agreement.curve` gives them).
+    `curves`: label, token, share (as `cats.book.analysis.generation.curve` gives them).
     """
     figure, axes = plots.figure(3.6)
     for number, (label, part) in enumerate(curves.groupby("label", sort=False)):
