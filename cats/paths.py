@@ -35,3 +35,10 @@ def in_clone(path: Path) -> Path:
             "clone the project and `pip install -e .` there."
         )
     return path
+
+
+def without_folders(names: str) -> str:
+    """Names joined by "+" as records hold them: of an absolute path the last part, no folder of a machine."""
+    return "+".join(
+        Path(name).name if Path(name).expanduser().is_absolute() else name for name in names.split("+")
+    )

@@ -13,6 +13,7 @@ from cats_kernels import cats_mlp
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from cats import paths
 from cats.benchmarking import workload
 from cats.calibration import calibrate as calibration
 from cats.calibration import observe as observation
@@ -44,7 +45,7 @@ class Bench:
         loaded = models.load(
             known, dtype=options.dtype, device=str(device), seed=options.seed, layers=options.layers
         )
-        self.name, self.options, self.device = name, options, device
+        self.name, self.options, self.device = paths.without_folders(name), options, device
         self.model, self.info, self.tokenizer = loaded.model, loaded.info, loaded.tokenizer
         self.trained = loaded.info["weights"] == "trained"
         self.bytes = accounting.account(self.model)

@@ -11,6 +11,7 @@ import torch
 from cats_kernels import reference
 from torch import Tensor
 
+from cats import paths
 from cats.benchmarking import timing as benchmarking
 from cats.errors import CatsError
 from cats.records import record as records
@@ -188,6 +189,11 @@ def record(
     name = " ".join([options.slug or device, Path(suffix).name])
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     parameters = {key: value for key, value in vars(options).items() if key not in ("slug", "output")}
+    for key in ("model", "corpus"):
+        if parameters.get(key):
+            parameters[key] = paths.without_folders(parameters[key])
+    if "models" in parameters:
+        parameters["models"] = [paths.without_folders(name) for name in parameters["models"]]
     path = records.write(
         experiment, slug, parameters=parameters, rows=rows, model=model, data=data, started=started,
         folder=options.output,

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import torch
 from filelock import FileLock
 
-from cats import criteria
+from cats import criteria, paths
 from cats.core.accounting import account
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
@@ -171,11 +171,12 @@ def task_names(listed: Sequence[str]) -> list[str]:
 def describe(run: Run) -> dict:
     """The parameters of a run's records."""
     policies = {str(c.policy): c.policy.describe() for c in run.configurations}
+    calibration = run.calibration.describe()
     return {
         "tasks": run.tasks,
         "configurations": [str(c) for c in run.configurations],
         "policies": list(policies.values()),
-        "calibration": run.calibration.describe(),
+        "calibration": calibration | {"corpus": paths.without_folders(calibration["corpus"])},
         "documents": run.documents,
         "text_tokens": run.text_tokens,
         "seed": run.seed,

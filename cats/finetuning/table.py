@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cats import criteria
+from cats import criteria, paths
 from cats.evaluation import intervals as pairs
 from cats.evaluation import perplexity as evaluation
 from cats.finetuning.plan import Comparison
@@ -20,7 +20,7 @@ def record(each: Comparison, done: list, info: dict, started: float, folder: Pat
         "methods": list(dict.fromkeys(recipe.method for recipe, _ in done)),
         "seeds": sorted({recipe.seed for recipe, _ in done}),
         "zero_shot": each.zero_shot,
-        "calibration": each.thresholds or each.calibration,
+        "calibration": paths.without_folders(each.thresholds) if each.thresholds else _calibration(each),
         "runs": [found["after"] for _, found in done],
     }
     return records.write(
@@ -84,6 +84,11 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
                 }
             )
     return table
+
+
+def _calibration(each: Comparison) -> dict:
+    corpus = each.calibration.get("corpus")
+    return each.calibration | ({"corpus": paths.without_folders(corpus)} if corpus else {})
 
 
 def ends(table: Sequence[dict], runs: Sequence[dict] = ()) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 
@@ -94,7 +94,8 @@ def write(
     """Write `rows` (a DataFrame or a list of dicts) as a new record and return its path.
 
     `started` is `time.time()` at the start of the work, from which wall_s follows. An existing file of that
-    name is kept: the new one gets the next free number. Absolute paths are cut down to their last part.
+    name is kept: the new one gets the next free number. Of an absolute path object the last part is written;
+    a string is never cut.
     Raises CatsError for an unknown experiment, a bad slug, no rows, or rows that lack a required column.
     """
     wanted = _columns(experiment)
@@ -193,14 +194,13 @@ def _matches(record: Record, key: str, value) -> bool:
 
 
 def _plain(value):
-    """JSON's own types: NumPy and torch scalars as numbers, NaN as null, absolute paths cut."""
+    """JSON's own types: NumPy and torch scalars as numbers, NaN as null, absolute path objects cut."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, Path) or (isinstance(value, str) and value.startswith(("/", "~/"))):
-        path = Path(value).expanduser()
-        return path.name if path.is_absolute() else str(value)
+    if isinstance(value, PurePath):
+        return value.name if value.is_absolute() else str(value)
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from record_rows import MODEL, row, write
 from cats import CatsError, paths
 from cats.records import environment
 from cats.records import record as records
+from cats.records.packing import pack, unpack
 
 
 @pytest.mark.parametrize("experiment", records.COLUMNS)
@@ -40,14 +43,58 @@ def test_values_become_plain_json(tmp_path):
             "nll_nats": [np.float32(1.5)],
             "tokens": [torch.tensor(7)],
             "perplexity": [math.nan],
-            "corpus": ["/srv/someone/books/text.jsonl"],
+            "corpus": [Path("/srv/someone/books/text.jsonl")],
         }
     )
-    path = write(tmp_path, rows=rows, model={"id": "/models/mine"}, sparsities=(0.3, 0.5))
+    path = write(tmp_path, rows=rows, model={"id": Path("mine")}, sparsities=(0.3, 0.5))
     content = json.loads(path.read_text())
     assert content["rows"][0]["nll_nats"] == 1.5 and content["rows"][0]["tokens"] == 7
     assert content["rows"][0]["perplexity"] is None and content["parameters"]["sparsities"] == [0.3, 0.5]
     assert content["rows"][0]["corpus"] == "text.jsonl" and content["model"]["id"] == "mine"
+
+
+def _content(draw: random.Random, depth: int = 0):
+    """Arbitrary JSON-like content, of strings that look like paths, numbers and packed scores too."""
+    makers = [
+        lambda: None,
+        lambda: draw.random() < 0.5,
+        lambda: draw.randint(-(2**53), 2**53),
+        lambda: draw.uniform(-1, 1) * 10.0 ** draw.randint(-300, 300),
+        lambda: "".join(draw.choices('/~.\\ aé\n"+=0\u2028😀', k=draw.randint(0, 12))),
+        lambda: draw.choice(["/", "~/", "//"]) + "".join(draw.choices("ab/+=", k=8)),
+        lambda: pack(np.array(draw.choices([0.0, 1.0], k=draw.randint(1, 200)))),
+        lambda: pack(np.array([draw.uniform(-9, 9) for _ in range(5)])),
+    ]
+    if depth < 3:
+        makers += [
+            lambda: [_content(draw, depth + 1) for _ in range(draw.randint(0, 4))],
+            lambda: {
+                draw.choice(["/", "a/b", "~", "x", "é"]): _content(draw, depth + 1)
+                for _ in range(draw.randint(0, 4))
+            },
+        ]
+    return draw.choice(makers)()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_written_is_read_back_equal(seed, tmp_path):
+    draw = random.Random(seed)
+    rows = [row("perplexity", **{f"value{k}": _content(draw) for k in range(8)}) for _ in range(3)]
+    parameters = {key: _content(draw) for key in ("one", "two", "/three")}
+    path = write(tmp_path, rows=rows, model={"id": "/a/model", "more": _content(draw)}, **parameters)
+    content = records.read("perplexity", folder=tmp_path).content
+    assert content["parameters"] == parameters and content["model"]["id"] == "/a/model"
+    kept = [{key: value for key, value in each.items() if key in rows[0]} for each in content["rows"]]
+    assert kept == rows and path.exists()
+
+
+def test_packed_scores_that_begin_with_a_slash_are_kept(tmp_path):
+    scores = np.array([1.0] * 8 + [0.0, 1.0] * 46)
+    packed = pack(scores)
+    assert packed["bits"].startswith("/")
+    write(tmp_path, rows=[row("perplexity", correct=packed)])
+    read = records.read("perplexity", folder=tmp_path).rows.correct[0]
+    assert np.array_equal(unpack(read), scores)
 
 
 def test_nothing_is_overwritten(tmp_path):
