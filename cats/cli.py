@@ -122,9 +122,9 @@ def generate(given: Namespace) -> None:
 
 def evaluate(given: Namespace) -> None:
     """Score a model under rules and sparsities on tasks, or run a plan; prints paired differences."""
-    from cats.evaluation import command as assess
+    from cats.evaluation import command
 
-    assess.main(given)
+    command.main(given)
 
 
 def finetune(given: Namespace) -> None:

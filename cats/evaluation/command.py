@@ -8,11 +8,11 @@ from cats import paths
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
 from cats.evaluation import plan as plans
-from cats.evaluation import table as results
-from cats.evaluation.distributed import Crew, join
-from cats.evaluation.evaluator import Suite
-from cats.evaluation.method import Calibration, configurations
+from cats.evaluation.distributed import Processes, join
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.method import Calibration, methods
 from cats.evaluation.plan import Run
+from cats.evaluation.table import load_results, results_table
 from cats.models import load as models
 from cats.models import memory
 from cats.records.text_table import text_table
@@ -25,38 +25,38 @@ def main(given: Namespace) -> None:
     if given.dry_run:
         print("\n".join(checked))
         return
-    crew = join(runs[0].device if runs else "cpu")
+    processes = join(runs[0].device if runs else "cpu")
     output = paths.made(Path(given.output))
     if given.plan:
         folder = paths.made(Path(given.records)) if given.records else output
         done = plans.execute(
             runs,
             output,
-            crew=crew,
+            processes=processes,
             data_dir=given.data_dir,
             minutes=given.minutes,
             records=folder,
             so_far=given.so_far,
         )
-        if crew.leads:
+        if processes.leads:
             print("Everything is recorded." if done else "Something is left: the same command goes on.")
     else:
-        _one(runs[0], given, crew, output)
-    crew.leave()
+        _one(runs[0], given, processes, output)
+    processes.leave()
 
 
-def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
-    memory.check(run.model, models.config(run.model), run.dtype, crew.device)
-    loaded = models.load(run.model, dtype=run.dtype, device=crew.device, seed=run.seed)
+def _one(run: Run, given: Namespace, processes: Processes, output: Path) -> None:
+    memory.check(run.model, models.config(run.model), run.dtype, processes.device)
+    loaded = models.load(run.model, dtype=run.dtype, device=processes.device, seed=run.seed)
     if loaded.tokenizer is None:
         raise CatsError(
             f"{run.model} has random weights and no tokenizer, so it reads no text: name another model."
         )
     started = time.time()
-    suite = Suite(
+    evaluator = Evaluator(
         loaded,
         output,
-        crew=crew,
+        processes=processes,
         data_dir=given.data_dir,
         documents=run.documents,
         seed=run.seed,
@@ -64,10 +64,10 @@ def _one(run: Run, given: Namespace, crew: Crew, output: Path) -> None:
         chat=run.chat,
         batch_tokens=run.batch_tokens,
     )
-    found = suite.run(run.tasks, run.configurations, minutes=given.minutes)
-    if crew.leads:
-        show(results.table(results.load(found)))
-        left = len(run.tasks) * len(run.configurations) - len(found)
+    found = evaluator.run(run.tasks, run.methods, minutes=given.minutes)
+    if processes.leads:
+        show(results_table(load_results(found)))
+        left = len(run.tasks) * len(run.methods) - len(found)
         print(
             f"{len(found)} result{'s' * (len(found) != 1)} in {output}, {time.time() - started:.0f} s"
             + (f"; {left} left" if left else "")
@@ -117,7 +117,7 @@ def _runs(given: Namespace) -> list[Run]:
         model=given.model,
         record=given.model.replace("/", "-").lower(),
         tasks=plans.task_names(given.tasks),
-        configurations=configurations(given.rule, given.sparsity, policy, given.level),
+        methods=methods(given.rule, given.sparsity, policy, given.level),
         dtype=given.dtype,
         device=given.device,
         calibration=Calibration(given.corpus, tokens=given.tokens, seed=given.seed),

@@ -1,4 +1,4 @@
-"""Perplexity on plain text as a task, "text:<corpus>", so that a suite measures it beside the others."""
+"""Perplexity on plain text as a task, "text:<corpus>", so that an evaluator measures it beside the others."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 from cats.corpora import corpus as corpora
 from cats.corpora.readers import HUB, LOCAL
 from cats.criteria.masking import Masking
-from cats.evaluation.distributed import Crew
+from cats.evaluation.distributed import Processes
 from cats.evaluation.perplexity import document_nll
 
 PREFIX = "text:"
@@ -26,7 +26,7 @@ class LoadedText:
     documents: list[int]
     data: dict
     shots: int = 0
-    encoded: dict[int, list[int]] = field(default_factory=dict)  # kept for the next configuration
+    encoded: dict[int, list[int]] = field(default_factory=dict)  # kept for the next method
 
 
 def is_text(name: str) -> bool:
@@ -53,31 +53,31 @@ def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
 
 
 def score(
-    task: LoadedText, harness, crew: Crew, tokens: int | None = None
+    task: LoadedText, lm, processes: Processes, tokens: int | None = None
 ) -> tuple[dict[str, np.ndarray], None]:
     """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one too short to
     score; `tokens` keeps the beginning of longer ones.
     """
-    mine = crew.share(task.documents)
+    mine = processes.share(task.documents)
     for number in mine:
         if number not in task.encoded:
-            task.encoded[number] = corpora.encode(harness.tokenizer, task.corpus.documents[number])
+            task.encoded[number] = corpora.encode(lm.tokenizer, task.corpus.documents[number])
     found: dict[int, tuple] = {}
     if mine:
-        hook = harness.model.register_forward_pre_hook(partial(announce, harness.masking), with_kwargs=True)
+        hook = lm.model.register_forward_pre_hook(partial(announce, lm.masking), with_kwargs=True)
         try:
             table = document_nll(
-                harness.model,
-                harness.tokenizer,
+                lm.model,
+                lm.tokenizer,
                 [task.encoded[number] for number in mine],
-                max_length=min(_LENGTH, harness.max_length),
+                max_length=min(_LENGTH, lm.max_length),
                 tokens_per_document=tokens,
             )
         finally:
             hook.remove()
         found = {mine[row.document]: (-row.nll_nats, row.tokens) for row in table.itertuples()}
-        harness.processed += int(table.tokens.sum())
-    everything = {key: value for part in crew.gather(found) for key, value in part.items()}
+        lm.processed += int(table.tokens.sum())
+    everything = {key: value for part in processes.gather(found) for key, value in part.items()}
     return {"nll": np.asarray([everything.get(n, (0.0, 0)) for n in task.documents], dtype=float)}, None
 
 

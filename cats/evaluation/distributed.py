@@ -10,7 +10,7 @@ from cats.errors import CatsError
 
 
 @dataclass(frozen=True)
-class Crew:
+class Processes:
     """`rank` of `size` processes; `device` is this one's."""
 
     rank: int
@@ -54,14 +54,14 @@ class Crew:
         return self.gather(decision)[0]
 
 
-def join(device: str) -> Crew:
+def join(device: str) -> Processes:
     """This process' place: alone on `device`, or one of those that `accelerate launch` started.
 
     Raises CatsError where there are more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Crew(0, 1, device)
+        return Processes(0, 1, device)
     from accelerate import PartialState  # it starts the processes' communication
 
     on_gpu = torch.device(device).type == "cuda"
@@ -72,4 +72,4 @@ def join(device: str) -> Crew:
             "lower --num_processes."
         )
     state = PartialState(cpu=not on_gpu)
-    return Crew(state.process_index, state.num_processes, f"cuda:{local}" if on_gpu else device)
+    return Processes(state.process_index, state.num_processes, f"cuda:{local}" if on_gpu else device)

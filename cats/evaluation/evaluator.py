@@ -17,16 +17,16 @@ from cats.corpora.sampled import sampled
 from cats.criteria.masking import Masking
 from cats.evaluation import corpus_task as texts
 from cats.evaluation import tasks
-from cats.evaluation.distributed import Crew
-from cats.evaluation.hflm import Harness
-from cats.evaluation.method import Calibration, Configuration
-from cats.evaluation.result import Outcome, summarise
+from cats.evaluation.distributed import Processes
+from cats.evaluation.hflm import MaskedHFLM
+from cats.evaluation.method import Calibration, Method
+from cats.evaluation.result import Result, summarise
 from cats.evaluation.scoring import answer, encode, questions
 from cats.models.load import LoadedModel
 
 
-class Suite:
-    """One loaded model, its tasks and its calibrated rules, kept between configurations.
+class Evaluator:
+    """One loaded model, its tasks and its calibrated rules, kept between methods.
 
     `output`: the folder of result files; what is there already is not evaluated again. `text_tokens` keeps
     the beginning of longer texts. Raises CatsError,
@@ -38,7 +38,7 @@ class Suite:
         loaded: LoadedModel,
         output: Path,
         *,
-        crew: Crew | None = None,
+        processes: Processes | None = None,
         data_dir: str | None = None,
         documents: int | None = None,
         seed: int = 0,
@@ -49,7 +49,7 @@ class Suite:
     ):
         self.loaded = loaded
         self.output = output
-        self.crew = crew or Crew(0, 1, str(loaded.model.device))
+        self.processes = processes or Processes(0, 1, str(loaded.model.device))
         self.data_dir = data_dir
         self.documents = documents
         self.seed = seed
@@ -65,54 +65,54 @@ class Suite:
     def run(
         self,
         names: Sequence[str],
-        wanted: Sequence[Configuration],
+        wanted: Sequence[Method],
         *,
         minutes: float | None = None,
         progress: bool = True,
     ) -> list[Path]:
-        """Evaluate every configuration on every task without a result yet; returns the result files there
+        """Evaluate every method on every task without a result yet; returns the result files there
         are.
 
         After `minutes` no task is begun any more; the next call goes on from there. Several processes may run
-        on one folder: each takes a configuration that no other one is at.
+        on one folder: each takes a method that no other one is at.
         """
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.check(names, wanted)
         paths = {(each, name): self.path(each, name) for each in wanted for name in names}
         with tqdm(total=len(paths), unit="task", disable=None if progress else True) as bar:
-            for configuration in wanted:
+            for method in wanted:
                 if self._late(deadline):
                     break
-                with self._claimed(configuration, names[0]) as claimed:
-                    missing = [name for name in names if not paths[configuration, name].is_file()]
+                with self._claimed(method, names[0]) as claimed:
+                    missing = [name for name in names if not paths[method, name].is_file()]
                     # where several look at one folder, the first process decides
-                    missing = self.crew.gather(missing if claimed else [])[0]
+                    missing = self.processes.gather(missing if claimed else [])[0]
                     bar.update(len(names) - len(missing))
                     if not missing:
                         continue
-                    with self._applied(configuration) as harness:
+                    with self._applied(method) as lm:
                         for name in missing:
                             if self._late(deadline):
                                 break
-                            bar.set_description(f"{configuration}: {name}")
-                            outcome = self._evaluate(configuration, name, harness)
-                            if self.crew.leads:
-                                outcome.save(paths[configuration, name])
+                            bar.set_description(f"{method}: {name}")
+                            result = self._evaluate(method, name, lm)
+                            if self.processes.leads:
+                                result.save(paths[method, name])
                             bar.update()
         return [path for path in paths.values() if path.is_file()]
 
-    def finished(self, names: Sequence[str], wanted: Sequence[Configuration]) -> list[Configuration]:
+    def finished(self, names: Sequence[str], wanted: Sequence[Method]) -> list[Method]:
         """Those of `wanted` with a result of every task."""
         return [each for each in wanted if all(self.path(each, name).is_file() for name in names)]
 
     @contextmanager
-    def _claimed(self, configuration: Configuration, name: str) -> Iterator[bool]:
-        """Whether no other process is at the configuration; it is this one's then, until it ends or dies."""
-        path = self.output / "claims" / f"{self.path(configuration, name).stem}.lock"
+    def _claimed(self, method: Method, name: str) -> Iterator[bool]:
+        """Whether no other process is at the method; it is this one's then, until it ends or dies."""
+        path = self.output / "claims" / f"{self.path(method, name).stem}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         claimed = True
-        if self.crew.leads:
+        if self.processes.leads:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -122,32 +122,32 @@ class Suite:
         finally:
             lock.release()
 
-    def check(self, names: Sequence[str], wanted: Sequence[Configuration]) -> None:
+    def check(self, names: Sequence[str], wanted: Sequence[Method]) -> None:
         """Raise CatsError for tasks without data and rules that do not apply, before minutes of work."""
         tasks.check([name for name in names if not texts.is_text(name)], self.data_dir)
         for name in names:
             if texts.is_text(name):
                 texts.check(name)
-        for configuration in wanted:
-            if configuration.rule != criteria.DENSE:
-                criteria.rule(configuration.rule).check(self.loaded.model)
-                configuration.own(self.shape)
+        for method in wanted:
+            if method.rule != criteria.DENSE:
+                criteria.rule(method.rule).check(self.loaded.model)
+                method.own(self.shape)
 
-    def path(self, configuration: Configuration, name: str) -> Path:
+    def path(self, method: Method, name: str) -> Path:
         """The result file: what tells two evaluations apart is in the hash that ends its name."""
-        identity = json.dumps(self._identity(configuration, name), sort_keys=True)
+        identity = json.dumps(self._identity(method, name), sort_keys=True)
         known = hashlib.sha256(identity.encode()).hexdigest()
-        slug = str(configuration).replace(" ", "-")
+        slug = str(method).replace(" ", "-")
         return self.output / f"{name.replace(':', '-').replace('/', '-')}--{slug}--{known[:10]}.json"
 
-    def _identity(self, configuration: Configuration, name: str) -> dict:
-        dense = configuration.rule == criteria.DENSE
+    def _identity(self, method: Method, name: str) -> dict:
+        dense = method.rule == criteria.DENSE
         return {
             "model": [self.loaded.info.get(key) for key in ("id", "revision", "sha256", "dtype", "seed")],
-            "rule": configuration.rule,
-            "sparsity": configuration.sparsity,
-            **({"level": configuration.level} if configuration.level != "rule" else {}),
-            "policy": None if dense else configuration.policy.describe(),
+            "rule": method.rule,
+            "sparsity": method.sparsity,
+            **({"level": method.level} if method.level != "rule" else {}),
+            "policy": None if dense else method.policy.describe(),
             "calibration": None if dense else self.calibration.describe(),
             "documents": self.documents,
             "seed": self.seed if self.documents else None,
@@ -156,18 +156,18 @@ class Suite:
         }
 
     @contextmanager
-    def _applied(self, configuration: Configuration) -> Iterator[Harness]:
-        """The model under a configuration, and the harness that evaluates it; dense again afterwards."""
+    def _applied(self, method: Method) -> Iterator[MaskedHFLM]:
+        """The model under a method, and the language model as lm-eval sees it; dense again afterwards."""
         model = self.loaded.model
-        fit = self._fit(configuration.rule)
-        own = configuration.own(self.shape)
+        fit = self._fit(method.rule)
+        own = method.own(self.shape)
         if fit is not None:
             fit.apply(model, own)
         steer = None if fit is None else fit.steer(own)
         options = {} if fit is None else {"continuing": fit.continuing(own)}
         try:
-            with Masking(model, configuration.policy, steer=steer) as masking:
-                yield Harness(
+            with Masking(model, method.policy, steer=steer) as masking:
+                yield MaskedHFLM(
                     model, self.loaded.tokenizer, masking=masking, tokens=self.batch_tokens, **options
                 )
         finally:
@@ -187,14 +187,14 @@ class Suite:
 
     def _sample(self, documents: int, length: int) -> Path:
         folder = paths.CACHE / "sampled"
-        return self.crew.leading(lambda: sampled(self.loaded, documents, length, folder)[0])
+        return self.processes.leading(lambda: sampled(self.loaded, documents, length, folder)[0])
 
-    def _task(self, name: str, harness: Harness):
+    def _task(self, name: str, lm: MaskedHFLM):
         if name not in self._tasks:
             if texts.is_text(name):
                 self._tasks[name] = texts.load(name, documents=self.documents, seed=self.seed)
             else:
-                template = harness.apply_chat_template if self.chat else None
+                template = lm.apply_chat_template if self.chat else None
                 self._tasks[name] = tasks.load(
                     name,
                     data_dir=self.data_dir,
@@ -204,43 +204,43 @@ class Suite:
                 )
         return self._tasks[name]
 
-    def _evaluate(self, configuration: Configuration, name: str, harness: Harness) -> Outcome:
-        task = self._task(name, harness)
-        fit = self._fit(configuration.rule)
-        if harness.masking.steer is not None:
+    def _evaluate(self, method: Method, name: str, lm: MaskedHFLM) -> Result:
+        task = self._task(name, lm)
+        fit = self._fit(method.rule)
+        if lm.masking.steer is not None:
             fit.apply(
-                self.loaded.model, configuration.own(self.shape)
+                self.loaded.model, method.own(self.shape)
             )  # each task starts from the calibrated thresholds
-        harness.masking.reset()
-        harness.processed = 0
-        harness.label = name
+        lm.masking.reset()
+        lm.processed = 0
+        lm.label = name
         if not texts.is_text(name):
-            encode(task, harness)  # once for a task: it is no part of the time of the rule that comes first
+            encode(task, lm)  # once for a task: it is no part of the time of the rule that comes first
         started = time.perf_counter()
         scores, generated = (
-            texts.score(task, harness, self.crew, self.text_tokens)
+            texts.score(task, lm, self.processes, self.text_tokens)
             if texts.is_text(name)
-            else answer(task, harness, self.crew)
+            else answer(task, lm, self.processes)
         )
         seconds = time.perf_counter() - started
-        tokens = sum(self.crew.gather(harness.processed))
-        realised = harness.masking.realised(self.crew.gather)
-        parts = self.crew.gather({} if fit is None else fit.counted())
+        tokens = sum(self.processes.gather(lm.processed))
+        realised = lm.masking.realised(self.processes.gather)
+        parts = self.processes.gather({} if fit is None else fit.counted())
         counted = {key: sum(part[key] for part in parts) for key in parts[0]}
-        return Outcome(
+        return Result(
             task=task.name,
             documents=task.documents,
             data=task.data,
-            configuration={
-                **self._identity(configuration, name),
+            method={
+                **self._identity(method, name),
                 "shots": task.shots,
-                "processes": self.crew.size,
+                "processes": self.processes.size,
                 "calibrated": None if fit is None else fit.describe(),
             },
             model=self.loaded.info,
             metrics=summarise(scores),
             scores=scores,
-            sparsity=self._sparsity(configuration, fit, realised, counted),
+            sparsity=self._sparsity(method, fit, realised, counted),
             speed={
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
@@ -250,7 +250,7 @@ class Suite:
             asked=None if generated is None else questions(task),
         )
 
-    def _sparsity(self, configuration: Configuration, fit, realised: dict, counted: dict) -> dict:
+    def _sparsity(self, method: Method, fit, realised: dict, counted: dict) -> dict:
         """Targets, and what was realised: over all phases, weighted by tokens, and by phase."""
 
         def mean(what: str) -> float | None:
@@ -259,7 +259,7 @@ class Suite:
                 return None
             return sum(count * value for count, value in parts) / max(1, sum(count for count, _ in parts))
 
-        level = configuration.own(self.shape)
+        level = method.own(self.shape)
         gate = 0.0 if fit is None else fit.gate_sparsity(level)
         return {
             "gate_target": gate,
@@ -274,4 +274,4 @@ class Suite:
         }
 
     def _late(self, deadline: float | None) -> bool:
-        return deadline is not None and self.crew.agree(time.monotonic() > deadline)
+        return deadline is not None and self.processes.agree(time.monotonic() > deadline)

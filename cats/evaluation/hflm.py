@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from cats.criteria.generate import continue_prompts, left_padded
 from cats.criteria.masking import Masking
 from cats.errors import CatsError
-from cats.evaluation.hflm_generate import Generating
+from cats.evaluation.hflm_generate import GreedyHFLM
 
 _CPU_TOKENS = 2048
 _GPU_TOKENS = 16_384  # larger batches are no faster on an H100 and hold more padding
@@ -41,7 +41,7 @@ class _Group:
         return max(len(ids) for _, ids in self.continuations)
 
 
-class Harness(Generating):
+class MaskedHFLM(GreedyHFLM):
     """A drop-in for lm-eval's HFLM over a loaded model: the same requests, prompts and scores, in less
     time.
 

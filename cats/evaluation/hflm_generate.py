@@ -1,4 +1,4 @@
-"""The generative half of the harness: lm-eval's `generate_until` by greedy search over large batches."""
+"""Generation for `cats.evaluation.hflm`: lm-eval's `generate_until` by greedy search over large batches."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,8 @@ _ROWS = 512  # prompts continued together
 _KEYS = 32  # tokens in the cache, as a multiple of those of a call
 
 
-class Generating(HFLM):
-    """What `cats.harness.Harness` generates with; `masking`, `tokens`, `processed`, `label` and
+class GreedyHFLM(HFLM):
+    """What `cats.evaluation.hflm.MaskedHFLM` generates with; `masking`, `tokens`, `processed`, `label` and
     `continuing` are set there.
     """
 
@@ -42,9 +42,7 @@ class Generating(HFLM):
 
     def _generate(self, items, options: dict, results: list, bar) -> None:
         if options.get("do_sample"):
-            raise CatsError(
-                "This task asks for sampled text: the harness generates greedily, use lm-eval's own."
-            )
+            raise CatsError("This task asks for sampled text: use lm-eval itself, generation here is greedy.")
         stops = handle_stop_sequences(options.get("until"), eos=self.tok_decode(self.eot_token_id, False))
         new_tokens = options["max_gen_toks"]
         room = self.max_length - new_tokens

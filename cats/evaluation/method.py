@@ -20,7 +20,7 @@ PADDING = ("excluded", "counted")
 
 
 @dataclass(frozen=True)
-class Configuration:
+class Method:
     """A rule at a sparsity under a policy; the rule "dense" and rules that are not adjustable have sparsity
     None. `level`: "rule", the sparsity is the rule's own (for CATS of gate activations), or "model", it is
     the share of the blocks' linear weights that a token does without.
@@ -139,15 +139,15 @@ class Calibration:
         return result
 
 
-def configurations(
+def methods(
     rules: Sequence[str], at: Sequence[float], policy: Policy | None = None, level: str = "rule"
-) -> list[Configuration]:
+) -> list[Method]:
     """Dense, then every rule at every sparsity (or once, where it takes none)."""
     policy = policy or Policy()
-    result = [Configuration(policy=policy)]
+    result = [Method(policy=policy)]
     for name in rules:
         if name == criteria.DENSE:
             continue
         levels = at if criteria.rule(name).adjustable else [None]
-        result += [Configuration(name, each, policy, level) for each in levels]
+        result += [Method(name, each, policy, level) for each in levels]
     return result

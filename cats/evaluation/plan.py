@@ -1,4 +1,4 @@
-"""A plan: models, tasks and configurations in one YAML file, run within time slices and recorded."""
+"""A plan: models, tasks and methods in one YAML file, run within time slices and recorded."""
 
 import time
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from cats.criteria.masking import Policy
 from cats.errors import CatsError
 from cats.evaluation import corpus_task as texts
 from cats.evaluation import plan_file as plan_files
-from cats.evaluation import table as results
 from cats.evaluation import tasks
-from cats.evaluation.distributed import Crew
-from cats.evaluation.evaluator import Suite
-from cats.evaluation.method import Calibration, Configuration
+from cats.evaluation.distributed import Processes
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.method import Calibration, Method
+from cats.evaluation.table import load_results, write_records
 from cats.models import load as models
 from cats.models import memory
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model with its tasks and configurations; `record` is the slug of the records that it writes."""
+    """One model with its tasks and methods; `record` is the slug of the records that it writes."""
 
     model: str
     record: str
     tasks: list[str]
-    configurations: list[Configuration]
+    methods: list[Method]
     dtype: str = "bfloat16"
     device: str = "cuda"
     calibration: Calibration = field(default_factory=Calibration)
@@ -51,8 +51,8 @@ class Run:
                 raise CatsError(f"{name}={value} is too small: use {least} or more.")
 
     def __str__(self) -> str:
-        listed = ", ".join(dict.fromkeys(map(str, self.configurations)))
-        policies = len({each.policy for each in self.configurations})
+        listed = ", ".join(dict.fromkeys(map(str, self.methods)))
+        policies = len({each.policy for each in self.methods})
         under = f" under {policies} policies" if policies > 1 else ""
         tasks = f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}"
         return f"{self.record}: {self.model} in {self.dtype}, {tasks} x {{{listed}}}{under}"
@@ -60,7 +60,7 @@ class Run:
 
 _TYPES = get_type_hints(Run) | {"calibration": dict, "rules": list[str | dict], "level": str}
 _TYPES |= {"policy": dict, "policies": list[dict]}
-del _TYPES["configurations"]
+del _TYPES["methods"]
 
 
 def read(path: Path, *, device: str | None = None) -> list[Run]:
@@ -70,7 +70,7 @@ def read(path: Path, *, device: str | None = None) -> list[Run]:
 
 
 def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
-    """What a dry run finds, one line a run: estimated memory, tasks and configurations. Loads no weights.
+    """What a dry run finds, one line a run: estimated memory, tasks and methods. Loads no weights.
 
     Raises CatsError for unknown devices, models, tasks, rules and corpora, and for missing data.
     """
@@ -83,8 +83,8 @@ def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
             texts.check(name)
         config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
         shape = account(config)
-        for configuration in run.configurations:
-            configuration.own(shape)
+        for method in run.methods:
+            method.own(shape)
         needed = memory.estimate(config, run.dtype, tokens=run.batch_tokens or 8192)
         lines.append(f"{run}; about {needed}")
     return lines
@@ -94,7 +94,7 @@ def execute(
     runs: Sequence[Run],
     output: Path,
     *,
-    crew: Crew,
+    processes: Processes,
     data_dir: str | None = None,
     minutes: float | None = None,
     records: Path | None = None,
@@ -104,7 +104,7 @@ def execute(
     `records`.
 
     Results go to one folder for each run below `output`, and are not measured twice; several processes with
-    one `output` share the work. `so_far`: evaluate nothing, and record the configurations that are finished;
+    one `output` share the work. `so_far`: evaluate nothing, and record the methods that are finished;
     that needs no GPU.
     Returns whether all is done.
     """
@@ -112,22 +112,22 @@ def execute(
     complete = True
     for run in runs:
         left = None if minutes is None else minutes - (time.monotonic() - started) / 60
-        if left is not None and crew.agree(left <= 0):
+        if left is not None and processes.agree(left <= 0):
             return False
         folder = output / run.record
         stamp = folder / "recorded"
-        if crew.agree(stamp.exists()):
+        if processes.agree(stamp.exists()):
             continue
         begun = time.time()
-        device = crew.device if crew.size > 1 else run.device
+        device = processes.device if processes.size > 1 else run.device
         if so_far and not torch.cuda.is_available():
             device = "cpu"
         memory.check(run.model, models.config(run.model), run.dtype, device)
         loaded = models.load(run.model, dtype=run.dtype, device=device)
-        suite = Suite(
+        evaluator = Evaluator(
             loaded,
             folder,
-            crew=crew,
+            processes=processes,
             data_dir=data_dir,
             documents=run.documents,
             seed=run.seed,
@@ -137,25 +137,25 @@ def execute(
             text_tokens=run.text_tokens,
         )
         if not so_far:
-            suite.run(run.tasks, run.configurations, minutes=left)
-        done = suite.finished(run.tasks, run.configurations)
-        whole = len(done) == len(run.configurations)
+            evaluator.run(run.tasks, run.methods, minutes=left)
+        done = evaluator.finished(run.tasks, run.methods)
+        whole = len(done) == len(run.methods)
         complete = complete and whole
-        if crew.leads and (whole or (so_far and len(done) > 1)):
+        if processes.leads and (whole or (so_far and len(done) > 1)):
             with FileLock(folder / "claims" / "record.lock"):
                 if not stamp.exists():
-                    _record(suite, replace(run, configurations=done), begun, records)
+                    _record(evaluator, replace(run, methods=done), begun, records)
                     if whole:
                         stamp.touch()
-        del suite, loaded
+        del evaluator, loaded
     return complete
 
 
-def _record(suite: Suite, run: Run, begun: float, folder: Path | None) -> None:
-    found = [suite.path(each, name) for each in run.configurations for name in run.tasks]
+def _record(evaluator: Evaluator, run: Run, begun: float, folder: Path | None) -> None:
+    found = [evaluator.path(each, name) for each in run.methods for name in run.tasks]
     parameters = describe(run)
-    for path in results.record(
-        results.load(found), run.record, parameters=parameters, started=begun, folder=folder
+    for path in write_records(
+        load_results(found), run.record, parameters=parameters, started=begun, folder=folder
     ):
         print(f"Wrote {path}")
 
@@ -170,11 +170,11 @@ def task_names(listed: Sequence[str]) -> list[str]:
 
 def describe(run: Run) -> dict:
     """The parameters of a run's records."""
-    policies = {str(c.policy): c.policy.describe() for c in run.configurations}
+    policies = {str(c.policy): c.policy.describe() for c in run.methods}
     calibration = run.calibration.describe()
     return {
         "tasks": run.tasks,
-        "configurations": [str(c) for c in run.configurations],
+        "methods": [str(c) for c in run.methods],
         "policies": list(policies.values()),
         "calibration": calibration | {"corpus": paths.without_folders(calibration["corpus"])},
         "documents": run.documents,
@@ -195,15 +195,15 @@ def _run(given: dict, where: str, device: str | None) -> Run:
     names = task_names(given.pop("tasks"))
     level = given.pop("level", "rule")
     wanted = [
-        configuration
+        method
         for rule in given.pop("rules")
         for policy in policies
-        for configuration in _configurations(rule, policy, level, where)
+        for method in _methods(rule, policy, level, where)
     ]
     wanted = list(dict.fromkeys(wanted))  # the dense model is one under every policy
     if device is not None:
         given["device"] = device
-    return Run(**given, tasks=names, configurations=wanted, calibration=calibration)
+    return Run(**given, tasks=names, methods=wanted, calibration=calibration)
 
 
 def _made(kind: type, given: dict, where: str):
@@ -212,16 +212,16 @@ def _made(kind: type, given: dict, where: str):
     return kind(**given)
 
 
-def _configurations(rule: str | dict, policy: Policy, level: str, where: str) -> list[Configuration]:
+def _methods(rule: str | dict, policy: Policy, level: str, where: str) -> list[Method]:
     """A rule as a name, or as {name: [sparsities]}."""
     if isinstance(rule, str):
-        return [Configuration(rule, None, policy)]
+        return [Method(rule, None, policy)]
     if len(rule) != 1 or not isinstance(*rule, str):
         raise CatsError(f"A rule in {where} is a name, or a name with a list of sparsities, not {rule!r}.")
     ((name, levels),) = rule.items()
     if name != criteria.DENSE:
         criteria.rule(name)
     return [
-        Configuration(name, sparsity, policy, level)
+        Method(name, sparsity, policy, level)
         for sparsity in (levels if isinstance(levels, list) else [levels])
     ]

@@ -13,12 +13,11 @@ from cats.errors import CatsError
 from cats.records.packing import pack, unpack
 
 SCHEMA = 1
-_PARTS = ("task", "data", "configuration", "metrics", "scores", "sparsity", "speed", "model")
 
 
 @dataclass
-class Outcome:
-    """One task under one configuration.
+class Result:
+    """One task under one method.
 
     `metrics`: means, and standard errors under "<metric>_se". `scores`: per metric an array with one number
     a document (for word perplexity two: log-probability and words), in the order of `documents`.
@@ -29,7 +28,7 @@ class Outcome:
     task: str
     documents: list[int]
     data: dict
-    configuration: dict
+    method: dict
     model: dict
     metrics: dict[str, float]
     scores: dict[str, np.ndarray]
@@ -39,7 +38,7 @@ class Outcome:
     asked: list[str] | None = None
 
     def save(self, path: Path) -> None:
-        """Write the whole outcome under its name at once: no reader ever sees a part of it."""
+        """Write the whole result under its name at once: no reader ever sees a part of it."""
         content = {"schema": SCHEMA, **asdict(self)}
         content["scores"] = {name: pack(values) for name, values in self.scores.items()}
         content["documents"] = {"count": len(self.documents), "chosen": None}
@@ -49,12 +48,14 @@ class Outcome:
         write_atomically(path, (json.dumps(content) + "\n").encode())
 
     @classmethod
-    def load(cls, path: Path) -> "Outcome":
+    def load(cls, path: Path) -> "Result":
         """Raises CatsError for a file that is damaged or of another schema."""
         try:
             content = json.loads(path.read_text())
             if content.pop("schema") != SCHEMA:
                 raise CatsError(f"The result {path.name} is of another schema: delete it to evaluate again.")
+            if "configuration" in content:  # what files of earlier versions call the method
+                content["method"] = content.pop("configuration")
             chosen = content["documents"]["chosen"]
             content["documents"] = chosen or list(range(content["documents"]["count"]))
             content["scores"] = {name: unpack(packed) for name, packed in content["scores"].items()}

@@ -2,24 +2,24 @@
 
 from cats.errors import CatsError
 from cats.evaluation import tasks
-from cats.evaluation.distributed import Crew
-from cats.evaluation.hflm import Harness
+from cats.evaluation.distributed import Processes
+from cats.evaluation.hflm import MaskedHFLM
 
 
-def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, list[str] | None]:
+def answer(task: tasks.LoadedTask, lm: MaskedHFLM, processes: Processes) -> tuple[dict, list[str] | None]:
     """Scores of every document and, of generative tasks, the texts; the documents are shared among the
     processes.
     """
     requests = task.requests
     kind = requests[0].request_type
-    mine = [place for place, request in enumerate(requests) if request.doc_id % crew.size == crew.rank]
+    mine = [n for n, request in enumerate(requests) if request.doc_id % processes.size == processes.rank]
     if kind == "loglikelihood":
-        encode(task, harness)
-        found = harness._loglikelihood_tokens([task.encoded[place] for place in mine])
+        encode(task, lm)
+        found = lm._loglikelihood_tokens([task.encoded[place] for place in mine])
     else:
-        found = getattr(harness, kind)([requests[place] for place in mine])
+        found = getattr(lm, kind)([requests[place] for place in mine])
     responses: dict[int, object] = {}
-    for part in crew.gather(dict(zip(mine, found, strict=True))):
+    for part in processes.gather(dict(zip(mine, found, strict=True))):
         responses |= part
     if len(responses) != len(requests):
         raise CatsError(f"{len(responses)} of {len(requests)} requests of {task.name} were answered.")
@@ -27,10 +27,10 @@ def answer(task: tasks.LoadedTask, harness: Harness, crew: Crew) -> tuple[dict, 
     return tasks.score(task, ordered), ordered if kind == "generate_until" else None
 
 
-def encode(task: tasks.LoadedTask, harness: Harness) -> None:
+def encode(task: tasks.LoadedTask, lm: MaskedHFLM) -> None:
     """Turn the requests of a task whose answers are scored into token ids, once for all models."""
     if task.encoded is None and task.requests[0].request_type == "loglikelihood":
-        task.encoded = harness.encode(task.requests)
+        task.encoded = lm.encode(task.requests)
 
 
 def questions(task: tasks.LoadedTask) -> list[str]:

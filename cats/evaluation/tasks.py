@@ -48,7 +48,7 @@ class LoadedTask:
     documents: list[int]
     data: dict
     shots: int
-    encoded: list | None = None  # the requests in token ids, kept for the next configuration
+    encoded: list | None = None  # the requests in token ids, kept for the next method
 
     @property
     def requests(self) -> list:

@@ -16,7 +16,7 @@ from cats.core.thresholds import write_atomically
 from cats.corpora import corpus as corpora
 from cats.corpora import sampled as sampling
 from cats.errors import CatsError
-from cats.evaluation.distributed import Crew
+from cats.evaluation.distributed import Processes
 from cats.finetuning import data, measure, table
 from cats.finetuning.plan import CALIBRATION, Comparison
 from cats.finetuning.recipe import Recipe
@@ -31,7 +31,7 @@ def execute(
     wanted: Sequence[Comparison],
     output: Path,
     *,
-    crew: Crew,
+    crew: Processes,
     minutes: float | None = None,
     records_folder: Path | None = None,
 ) -> bool:
@@ -60,12 +60,12 @@ def execute(
 def here(each: Comparison, folder: Path) -> records.Record:
     """Run one comparison now, to its end, and return its record, in `folder`: the live half of a chapter."""
     started = time.time()
-    done, info = _run_all(each, folder / each.record, Crew(0, 1, each.device), None)
+    done, info = _run_all(each, folder / each.record, Processes(0, 1, each.device), None)
     table.record(each, done, info, started, folder)
     return records.read("finetuning", folder=folder, slug=each.record)
 
 
-def _run_all(each: Comparison, folder: Path, crew: Crew, deadline: float | None) -> tuple[list, dict]:
+def _run_all(each: Comparison, folder: Path, crew: Processes, deadline: float | None) -> tuple[list, dict]:
     """Finished runs as (recipe, result), and what a record says about model and data."""
     done: list[tuple[Recipe, dict]] = []
     loaded = texts = None
@@ -130,7 +130,7 @@ def _finished(result: Path, recipe: Recipe) -> bool:
 class _Texts:
     """The rows of each seed, made once; text sampled from the model is written first."""
 
-    def __init__(self, each: Comparison, loaded: models.LoadedModel, folder: Path, crew: Crew):
+    def __init__(self, each: Comparison, loaded: models.LoadedModel, folder: Path, crew: Processes):
         self.each, self.loaded, self.crew = each, loaded, crew
         self.folder = folder
         self._made: dict = {}
@@ -208,7 +208,7 @@ def _corpus(name: str, split: str, data_dir: str | None) -> corpora.Corpus:
     return corpora.Corpus(name, split, [each.prompt + each.response for each in found], about)
 
 
-def _tasks(each: Comparison, loaded: models.LoadedModel, recipe: Recipe, crew: Crew):
+def _tasks(each: Comparison, loaded: models.LoadedModel, recipe: Recipe, crew: Processes):
     if not each.zero_shot:
         return None
     return measure.zero_shot(

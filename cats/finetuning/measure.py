@@ -12,7 +12,7 @@ def zero_shot(
     """A function of a model, sparse or dense, with adapters or not: its mean accuracy over tasks."""
     from cats.criteria.masking import Masking
     from cats.evaluation import tasks
-    from cats.evaluation.hflm import Harness
+    from cats.evaluation.hflm import MaskedHFLM
     from cats.evaluation.result import summarise
     from cats.evaluation.scoring import answer
 
@@ -24,10 +24,10 @@ def zero_shot(
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         scores = []
         with Masking(model) as masking, torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            harness = Harness(model, tokenizer, masking=masking)
+            lm = MaskedHFLM(model, tokenizer, masking=masking)
             for task in loaded:
-                harness.label = task.name
-                scores.append(summarise(answer(task, harness, crew)[0])["acc"])
+                lm.label = task.name
+                scores.append(summarise(answer(task, lm, crew)[0])["acc"])
         return sum(scores) / len(scores)
 
     return measure

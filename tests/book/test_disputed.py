@@ -1,4 +1,4 @@
-"""Rivals and disputes: bytes, ranks and fronts by hand, and sweeps read from records that a suite wrote."""
+"""Rivals and disputes: bytes, ranks and fronts by hand, and sweeps read from records of an evaluator."""
 
 import evaluation_toys
 import matplotlib
@@ -16,9 +16,9 @@ from cats.book.plots import disputed as disputed_plots
 from cats.book.plots import rivals as rivals_plots
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
-from cats.evaluation import table as results
-from cats.evaluation.evaluator import Suite
-from cats.evaluation.method import Calibration, Configuration
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.method import Calibration, Method
+from cats.evaluation.table import AVERAGE, load_results, write_records
 from cats.records import record as records
 
 pytestmark = pytest.mark.usefixtures("themed")
@@ -119,15 +119,15 @@ def test_masking_fewer_tokens_harder_is_held_against_all_of_them_less():
 
 @pytest.fixture(scope="module")
 def recorded_sweep(tmp_path_factory):
-    """A folder of records of a toy model as data/plans/disputes.yml names them, written by a suite."""
+    """A folder of records of a toy model as data/plans/disputes.yml names them, written by a evaluator."""
     folder = tmp_path_factory.mktemp("records")
     mirrors = evaluation_toys.mirrors(tmp_path_factory.mktemp("mirrors"))
     loaded = evaluation_toys.loaded()
     policies = [Policy(), Policy(last_share=0.5)]
     wanted = [
-        Configuration(),
+        Method(),
         *(
-            Configuration(rule, level, policy, "model")
+            Method(rule, level, policy, "model")
             for rule in ("cats", "allocated")
             for level in (0.1, 0.2)
             for policy in policies
@@ -136,7 +136,7 @@ def recorded_sweep(tmp_path_factory):
     for text, corpus in (("docs", "python-docs"), ("plays", "shakespeare")):
         for suffix, padding in (("", "excluded"), ("-padding", "counted")):
             calibration = Calibration(corpus, rows=16, sequence_length=32, padding=padding, batch_size=16)
-            suite = Suite(
+            evaluator = Evaluator(
                 loaded,
                 tmp_path_factory.mktemp("runs"),
                 data_dir=str(mirrors),
@@ -144,8 +144,8 @@ def recorded_sweep(tmp_path_factory):
                 documents=2,
                 text_tokens=12,
             )
-            found = results.load(suite.run(["piqa", "text:python-docs"], wanted, progress=False))
-            results.record(
+            found = load_results(evaluator.run(["piqa", "text:python-docs"], wanted, progress=False))
+            write_records(
                 found,
                 f"disputes-toy-{text}{suffix}",
                 parameters={"calibration": calibration.describe()},
@@ -204,7 +204,7 @@ def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):
     placed = rivals.placed(texts)
     assert placed.level.tolist() == [0.1, 0.1, 0.2, 0.2]
     assert (placed.megabytes * 1e6 < texts.bytes_per_token.max()).all()
-    average = tasks.assign(task=results.AVERAGE)
+    average = tasks.assign(task=AVERAGE)
     table = rivals.summary(average, texts)
     assert table.columns.tolist() == [
         *("rule", "points at 10% [95 %]", "points at 20% [95 %]", "nats at 10%", "nats at 20%"),

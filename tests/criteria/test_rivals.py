@@ -26,9 +26,9 @@ from cats.criteria.pruning import block_inputs, blocks
 from cats.criteria.sites import Call, Site, attach, attached, detach
 from cats.errors import CatsError
 from cats.evaluation import plan as plans
-from cats.evaluation import table as results
-from cats.evaluation.evaluator import Suite
-from cats.evaluation.method import Calibration, Configuration
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.method import Calibration, Method
+from cats.evaluation.table import load_results, results_table, write_records
 
 RIVALS = [name for name, rule in criteria.RULES.items() if isinstance(rule, sited.SitedRule)]
 IDS = toys.tokens(4, 48, seed=9)
@@ -669,7 +669,7 @@ def mirrors(tmp_path_factory):
 
 def test_a_suite_compares_rules_at_one_model_level(mirrors, tmp_path):
     loaded = evaluation_toys.loaded()
-    suite = Suite(
+    evaluator = Evaluator(
         loaded,
         tmp_path,
         data_dir=str(mirrors),
@@ -677,12 +677,12 @@ def test_a_suite_compares_rules_at_one_model_level(mirrors, tmp_path):
         documents=2,
     )
     rules = ("cats", "teal", "wina", "griffin", "sirius")
-    wanted = [Configuration(), *(Configuration(name, 0.2, level="model") for name in rules)]
-    found = results.load(suite.run(["piqa", "wikitext"], wanted, progress=False))
+    wanted = [Method(), *(Method(name, 0.2, level="model") for name in rules)]
+    found = load_results(evaluator.run(["piqa", "wikitext"], wanted, progress=False))
     generating = [each for each in wanted if each.rule in ("griffin", "sirius")]
-    found += results.load(suite.run(["gsm8k"], generating, progress=False))
+    found += load_results(evaluator.run(["gsm8k"], generating, progress=False))
     assert len(found) == 2 * len(wanted) + 2 and not attached(loaded.model)
-    rows = results.table(found).set_index(["rule", "experiment"])
+    rows = results_table(found).set_index(["rule", "experiment"])
     shape = account(loaded.model)
     weights = 2 * (shape.block_weights + shape.head_weights)
     for name in rules:
@@ -700,18 +700,18 @@ def test_a_suite_compares_rules_at_one_model_level(mirrors, tmp_path):
     corrected = rows.loc["sirius", "generation"]
     assert 1 / 16 <= corrected.dense_steps_per_token <= 1
     assert corrected.sparse_steps_per_token == pytest.approx(15 * corrected.dense_steps_per_token)
-    written = results.record(found, "toy", parameters={}, started=0.0, folder=tmp_path)
+    written = write_records(found, "toy", parameters={}, started=0.0, folder=tmp_path)
     assert len(written) == 3
-    again = suite.run(["piqa"], [Configuration("teal", 0.2)], progress=False)
-    assert again[0].name not in {path.name for path in suite.run(["piqa"], wanted, progress=False)}
+    again = evaluator.run(["piqa"], [Method("teal", 0.2)], progress=False)
+    assert again[0].name not in {path.name for path in evaluator.run(["piqa"], wanted, progress=False)}
 
 
 def test_a_level_out_of_reach_is_refused_before_anything_runs(mirrors, tmp_path):
-    suite = Suite(evaluation_toys.loaded(), tmp_path, data_dir=str(mirrors))
+    evaluator = Evaluator(evaluation_toys.loaded(), tmp_path, data_dir=str(mirrors))
     with pytest.raises(CatsError, match="cannot reach a model-level"):
-        suite.run(["piqa"], [Configuration("cats", 0.8, level="model")])
+        evaluator.run(["piqa"], [Method("cats", 0.8, level="model")])
     with pytest.raises(CatsError, match="rule or model"):
-        Configuration("cats", 0.5, level="block")
+        Method("cats", 0.5, level="block")
 
 
 def test_plans_cross_policies_and_say_the_level(tmp_path):
@@ -722,10 +722,10 @@ def test_plans_cross_policies_and_say_the_level(tmp_path):
         "calibration: {rows: 8, padding: counted, batch_size: 2}}]"
     )
     (run,) = plans.read(path)
-    assert run.configurations == [
-        Configuration(),
-        *(Configuration("teal", level, Policy(), "model") for level in (0.25, 0.4)),
-        *(Configuration("teal", level, Policy(first_token="dense"), "model") for level in (0.25, 0.4)),
+    assert run.methods == [
+        Method(),
+        *(Method("teal", level, Policy(), "model") for level in (0.25, 0.4)),
+        *(Method("teal", level, Policy(first_token="dense"), "model") for level in (0.25, 0.4)),
     ]
     assert "under 2 policies" in str(run)
     path.write_text(path.read_text().replace("counted", "padded"))

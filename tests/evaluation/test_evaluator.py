@@ -24,14 +24,13 @@ from cats.evaluation import corpus_task as texts
 from cats.evaluation import intervals as pairs
 from cats.evaluation import mirrors as reading
 from cats.evaluation import plan as plans
-from cats.evaluation import result as outcomes
-from cats.evaluation import table as results
 from cats.evaluation import tasks
-from cats.evaluation.distributed import Crew
-from cats.evaluation.evaluator import Suite
-from cats.evaluation.hflm import Harness
-from cats.evaluation.method import Calibration, Configuration, configurations
-from cats.evaluation.result import Outcome
+from cats.evaluation.distributed import Processes
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.hflm import MaskedHFLM
+from cats.evaluation.method import Calibration, Method, methods
+from cats.evaluation.result import Result, summarise
+from cats.evaluation.table import load_results, results_table, write_records
 from cats.models import load as models
 from cats.models import memory
 from cats.paths import ROOT
@@ -64,8 +63,8 @@ def thin(model, sparsity=0.5):
     return sparsify(model, toys.constant_thresholds(model, most=0.6), sparsity)
 
 
-def suite(folder, output, **options):
-    return Suite(loaded(), output, data_dir=folder, calibration=TEXT, batch_tokens=400, **options)
+def evaluator(folder, output, **options):
+    return Evaluator(loaded(), output, data_dir=folder, calibration=TEXT, batch_tokens=400, **options)
 
 
 def test_more_documents_than_a_text_has_are_all_of_it():
@@ -77,9 +76,9 @@ def test_more_documents_than_a_text_has_are_all_of_it():
 def test_rules_calibrate_on_several_corpora_and_on_text_of_the_model(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     mixed = Calibration(corpus="python-docs+sampled:24", split="all", tokens=400, sequence_length=32)
-    given = Suite(loaded(), tmp_path, data_dir=folder, calibration=mixed, batch_tokens=400)
-    path = given.run(["piqa"], [Configuration("cats", 0.5)], progress=False)[0]
-    calibrated = Outcome.load(path).configuration["calibrated"]
+    given = Evaluator(loaded(), tmp_path, data_dir=folder, calibration=mixed, batch_tokens=400)
+    path = given.run(["piqa"], [Method("cats", 0.5)], progress=False)[0]
+    calibrated = Result.load(path).method["calibrated"]
     (written,) = (tmp_path / "sampled").iterdir()
     assert calibrated["corpus"]["name"] == f"python-docs + {written.name}"
     assert calibrated["tokens"] == 400
@@ -106,7 +105,7 @@ def test_the_harness_scores_as_lm_eval_does(name, family, masked, loaded_tasks):
     theirs = HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=2)
     expected = getattr(theirs, kind)(requests, disable_tqdm=True)
     with Masking(model) as masking:
-        ours = Harness(model, tokenizer(), masking=masking, tokens=300)
+        ours = MaskedHFLM(model, tokenizer(), masking=masking, tokens=300)
         found = getattr(ours, kind)(requests, disable_tqdm=True)
     if kind == "generate_until":
         assert found == expected
@@ -119,20 +118,20 @@ def test_the_harness_scores_as_lm_eval_does(name, family, masked, loaded_tasks):
 
 def test_a_context_is_read_once_for_all_its_continuations(loaded_tasks):
     model, requests = toys.toy("llama"), loaded_tasks["piqa"].requests
-    harness = Harness(model, tokenizer(), tokens=300)
-    encoded = harness.encode(requests)
-    harness._loglikelihood_tokens(encoded, disable_tqdm=True)
+    lm = MaskedHFLM(model, tokenizer(), tokens=300)
+    encoded = lm.encode(requests)
+    lm._loglikelihood_tokens(encoded, disable_tqdm=True)
     apart = sum(len(context) + len(continuation) - 1 for _, context, continuation in encoded)
     together = apart - sum(len(context) for _, context, _ in encoded) // 2
-    assert harness.processed == together
+    assert lm.processed == together
     assert encoded[0][1] == tokenizer()(requests[0].args[0]).input_ids
 
 
 def test_batches_hold_no_more_tokens_than_asked(loaded_tasks):
-    harness = Harness(toys.toy("llama"), tokenizer(), tokens=200)
-    single, shared = harness._groups(harness.encode(loaded_tasks["arc_easy"].requests))
+    lm = MaskedHFLM(toys.toy("llama"), tokenizer(), tokens=200)
+    single, shared = lm._groups(lm.encode(loaded_tasks["arc_easy"].requests))
     for groups, together in ((single, False), (shared, True)):
-        batches = list(harness._batches(groups, shared=together))
+        batches = list(lm._batches(groups, shared=together))
         assert sorted(id(group) for batch in batches for group in batch) == sorted(map(id, groups))
         for batch in batches:
             width = max(len(group.context) for group in batch) + max(group.longest for group in batch)
@@ -140,20 +139,20 @@ def test_batches_hold_no_more_tokens_than_asked(loaded_tasks):
 
 
 def test_running_out_of_memory_halves_the_batch(loaded_tasks, monkeypatch):
-    harness = Harness(toys.toy("llama"), tokenizer(), tokens=4096)
-    encoded = harness.encode(loaded_tasks["piqa"].requests)
-    expected = harness._loglikelihood_tokens(encoded, disable_tqdm=True)
-    real = harness._score_shared
+    lm = MaskedHFLM(toys.toy("llama"), tokenizer(), tokens=4096)
+    encoded = lm.encode(loaded_tasks["piqa"].requests)
+    expected = lm._loglikelihood_tokens(encoded, disable_tqdm=True)
+    real = lm._score_shared
 
     def scarce(batch):
         if len(batch) > 2:
             raise torch.cuda.OutOfMemoryError("no")
         return real(batch)
 
-    monkeypatch.setattr(harness, "_score_shared", scarce)
-    found = harness._loglikelihood_tokens(encoded, disable_tqdm=True)
+    monkeypatch.setattr(lm, "_score_shared", scarce)
+    found = lm._loglikelihood_tokens(encoded, disable_tqdm=True)
     np.testing.assert_allclose([x for x, _ in found], [x for x, _ in expected], atol=1e-3)
-    assert harness.tokens < 4096
+    assert lm.tokens < 4096
 
 
 @pytest.mark.parametrize(
@@ -192,10 +191,10 @@ def test_unknown_policies_are_refused(bad):
 
 def test_dense_prefill_scores_as_the_dense_model(loaded_tasks):
     model, requests = toys.toy("llama"), loaded_tasks["piqa"].requests
-    dense = Harness(model, tokenizer()).loglikelihood(requests, disable_tqdm=True)
+    dense = MaskedHFLM(model, tokenizer()).loglikelihood(requests, disable_tqdm=True)
     thin(model)
     with Masking(model, Policy(prefill="dense")) as masking:
-        found = Harness(model, tokenizer(), masking=masking).loglikelihood(requests, disable_tqdm=True)
+        found = MaskedHFLM(model, tokenizer(), masking=masking).loglikelihood(requests, disable_tqdm=True)
     np.testing.assert_allclose([x for x, _ in found], [x for x, _ in dense], atol=1e-4)
     assert masking.realised()["prefill"]["gate_sparsity"] == 0
 
@@ -204,14 +203,14 @@ def test_realised_sparsity_is_that_of_the_meter(loaded_tasks):
     model = thin(toys.toy("llama"))
     requests = loaded_tasks["lambada_openai"].requests
     with Masking(model) as masking:
-        harness = Harness(model, tokenizer(), masking=masking, tokens=100)
-        encoded = harness.encode(requests)
-        harness._loglikelihood_tokens(encoded, disable_tqdm=True)
+        lm = MaskedHFLM(model, tokenizer(), masking=masking, tokens=100)
+        encoded = lm.encode(requests)
+        lm._loglikelihood_tokens(encoded, disable_tqdm=True)
     with SparsityMeter(model) as meter, torch.no_grad():
         for _, context, continuation in encoded:
             model(input_ids=torch.tensor([context + continuation[:-1]]))
     realised = masking.realised()["prefill"]
-    assert realised["tokens"] == meter.tokens == harness.processed
+    assert realised["tokens"] == meter.tokens == lm.processed
     assert realised["gate_sparsity"] == pytest.approx(meter.overall, abs=1e-4)
     assert realised["by_layer"] == pytest.approx(meter.by_layer.tolist(), abs=1e-4)
     assert model.model.layers[0].mlp.combine is None
@@ -221,11 +220,11 @@ def test_generation_counts_each_rows_own_steps(loaded_tasks):
     model = thin(toys.toy("llama", max_position_embeddings=LENGTH))
     requests = loaded_tasks["gsm8k"].requests
     with Masking(model) as masking:
-        harness = Harness(model, tokenizer(), masking=masking)
-        harness.generate_until(requests, disable_tqdm=True)
+        lm = MaskedHFLM(model, tokenizer(), masking=masking)
+        lm.generate_until(requests, disable_tqdm=True)
     realised = masking.realised()
-    prompts = sum(len(harness.tok_encode(request.args[0])) for request in requests)
-    new = harness.processed - realised["prefill"]["tokens"]
+    prompts = sum(len(lm.tok_encode(request.args[0])) for request in requests)
+    new = lm.processed - realised["prefill"]["tokens"]
     assert realised["prefill"]["tokens"] == prompts
     assert realised["decode"]["tokens"] == new - len(requests)  # a prompt's reading gives its first token
     assert 0.05 < realised["decode"]["gate_sparsity"] < 0.95
@@ -347,7 +346,7 @@ def test_scores_pack_and_unpack():
 
 def test_summaries_by_hand():
     scores = {"acc": np.array([1.0, 0, 1, 0]), "word_perplexity": np.array([[-2.0, 1], [-4, 2]])}
-    found = outcomes.summarise(scores)
+    found = summarise(scores)
     assert found["acc"] == 0.5 and found["acc_se"] == pytest.approx(np.sqrt(1 / 3) / 2)
     assert found["word_perplexity"] == pytest.approx(np.exp(2)) and found[
         "word_perplexity_se"
@@ -355,12 +354,12 @@ def test_summaries_by_hand():
 
 
 def test_a_suite_resumes_where_it_was_killed(folder, tmp_path, monkeypatch):
-    wanted = configurations(["cats", "online", "relufication"], [0.5])
+    wanted = methods(["cats", "online", "relufication"], [0.5])
     names = ["piqa", "lambada_openai"]
-    whole = suite(folder, tmp_path / "whole").run(names, wanted, progress=False)
+    whole = evaluator(folder, tmp_path / "whole").run(names, wanted, progress=False)
     assert len(whole) == 8
     saved = []
-    real = Outcome.save
+    real = Result.save
 
     def dying(self, path):
         if len(saved) == 3:
@@ -368,28 +367,28 @@ def test_a_suite_resumes_where_it_was_killed(folder, tmp_path, monkeypatch):
         real(self, path)
         saved.append(path)
 
-    monkeypatch.setattr(Outcome, "save", dying)
-    killed = suite(folder, tmp_path / "killed")
+    monkeypatch.setattr(Result, "save", dying)
+    killed = evaluator(folder, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         killed.run(names, wanted, progress=False)
     assert not any(type(module).__name__ == "CatsMLP" for module in killed.loaded.model.modules())
     before = {path: path.stat().st_mtime_ns for path in saved}
-    monkeypatch.setattr(Outcome, "save", real)
-    found = suite(folder, tmp_path / "killed").run(names, wanted, progress=False)
+    monkeypatch.setattr(Result, "save", real)
+    found = evaluator(folder, tmp_path / "killed").run(names, wanted, progress=False)
     assert {path.name for path in found} == {path.name for path in whole}
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-    for ours, theirs in zip(results.load(sorted(found)), results.load(sorted(whole)), strict=True):
+    for ours, theirs in zip(load_results(sorted(found)), load_results(sorted(whole)), strict=True):
         assert len(ours.documents) == len(set(ours.documents)) == 6
         for metric, values in theirs.scores.items():
             np.testing.assert_allclose(ours.scores[metric], values, atol=1e-4)
 
 
 def test_a_configuration_that_another_process_is_at_is_left_to_it(folder, tmp_path):
-    wanted = configurations(["cats"], [0.3, 0.6])
-    ours = suite(folder, tmp_path)
+    wanted = methods(["cats"], [0.3, 0.6])
+    ours = evaluator(folder, tmp_path)
     with ours._claimed(wanted[1], "piqa") as claimed:
         assert claimed
-        found = suite(folder, tmp_path).run(["piqa"], wanted, progress=False)
+        found = evaluator(folder, tmp_path).run(["piqa"], wanted, progress=False)
     assert [path.name.split("--")[1] for path in found] == ["dense", "cats-0.6"]
     assert ours.finished(["piqa"], wanted) == [wanted[0], wanted[2]]
     assert len(ours.run(["piqa"], wanted, progress=False)) == 3
@@ -406,7 +405,7 @@ def test_what_is_finished_of_a_plan_is_recorded_on_request(folder, tmp_path, mon
         path.write_text(yaml.safe_dump({"runs": [{**given, "calibration": text, "rules": rules}]}))
         return plans.read(path)
 
-    options = {"crew": Crew(0, 1, "cpu"), "data_dir": str(folder), "records": tmp_path / "records"}
+    options = {"processes": Processes(0, 1, "cpu"), "data_dir": str(folder), "records": tmp_path / "records"}
     assert plans.execute(plan(["dense", {"cats": [0.5]}]), tmp_path / "runs", **options)
     (tmp_path / "runs" / "part" / "recorded").unlink()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -414,42 +413,39 @@ def test_what_is_finished_of_a_plan_is_recorded_on_request(folder, tmp_path, mon
     assert not plans.execute(more, tmp_path / "runs", so_far=True, **options)
     record = records.read("zero_shot", folder=tmp_path / "records", slug="part")
     assert record.path.name == "zero_shot-part-2.json"
-    assert record.content["parameters"]["configurations"] == ["dense", "cats 0.5"]
+    assert record.content["parameters"]["methods"] == ["dense", "cats 0.5"]
     assert plans.execute(plan(["dense", {"cats": [0.5, 0.7]}]), tmp_path / "runs", **options)
     assert len(records.read("zero_shot", folder=tmp_path / "records", slug="part").rows) == 3
 
 
 def test_a_suite_stops_when_its_time_is_up(folder, tmp_path):
     assert (
-        suite(folder, tmp_path).run(["piqa"], configurations(["cats"], [0.5]), minutes=0, progress=False)
-        == []
+        evaluator(folder, tmp_path).run(["piqa"], methods(["cats"], [0.5]), minutes=0, progress=False) == []
     )
 
 
 def test_results_are_of_one_identity(folder, tmp_path):
-    one = suite(folder, tmp_path)
-    masked, spared = Configuration("cats", 0.5), Configuration("cats", 0.5, Policy(first_token="dense"))
+    one = evaluator(folder, tmp_path)
+    masked, spared = Method("cats", 0.5), Method("cats", 0.5, Policy(first_token="dense"))
     paths = {
         one.path(masked, "piqa"),
         one.path(spared, "piqa"),
-        one.path(Configuration("cats", 0.7), "piqa"),
-        suite(folder, tmp_path, documents=3).path(masked, "piqa"),
-        suite(folder, tmp_path, chat=True).path(masked, "piqa"),
+        one.path(Method("cats", 0.7), "piqa"),
+        evaluator(folder, tmp_path, documents=3).path(masked, "piqa"),
+        evaluator(folder, tmp_path, chat=True).path(masked, "piqa"),
     }
     assert len(paths) == 5
-    short = suite(folder, tmp_path, text_tokens=8)  # a matter of texts alone
+    short = evaluator(folder, tmp_path, text_tokens=8)  # a matter of texts alone
     assert short.path(masked, "piqa") == one.path(masked, "piqa")
     assert short.path(masked, "text:shakespeare") != one.path(masked, "text:shakespeare")
-    assert one.path(Configuration(policy=Policy(prefill="dense")), "piqa") == one.path(
-        Configuration(), "piqa"
-    )
+    assert one.path(Method(policy=Policy(prefill="dense")), "piqa") == one.path(Method(), "piqa")
 
 
 def test_tables_and_records_hold_targets_and_pairs(folder, tmp_path):
     names = ["piqa", "arc_easy", "gsm8k", "wikitext", "text:python-docs"]
-    one = suite(folder, tmp_path / "runs", documents=4)
-    found = results.load(one.run(names, configurations(["cats"], [0.4]), progress=False))
-    rows = results.table(found)
+    one = evaluator(folder, tmp_path / "runs", documents=4)
+    found = load_results(one.run(names, methods(["cats"], [0.4]), progress=False))
+    rows = results_table(found)
     sparse = rows[rows.rule == "cats"].set_index("task")
     assert (rows[rows.rule == "dense"].realised_sparsity == 0).all()
     assert (sparse.gate_sparsity == 0.4).all()
@@ -458,10 +454,10 @@ def test_tables_and_records_hold_targets_and_pairs(folder, tmp_path):
     assert (
         sparse.loc["piqa", "delta_low"] <= sparse.loc["piqa", "delta_acc"] <= sparse.loc["piqa", "delta_high"]
     )
-    dense = next(each for each in found if each.task == "piqa" and each.configuration["rule"] == "dense")
+    dense = next(each for each in found if each.task == "piqa" and each.method["rule"] == "dense")
     assert sparse.loc["piqa", "delta_acc"] == pytest.approx(sparse.loc["piqa", "acc"] - dense.metrics["acc"])
     assert sparse.loc["text:python-docs", "delta_nll"] is not None
-    written = results.record(found, "toy", parameters={"seed": 0}, started=0.0, folder=tmp_path)
+    written = write_records(found, "toy", parameters={"seed": 0}, started=0.0, folder=tmp_path)
     assert [path.name.split("-")[0] for path in written] == ["generation", "perplexity", "zero_shot"]
     again = json.loads(written[2].read_text())
     bits = next(row["correct"] for row in again["rows"] if row["task"] == "piqa" and row["rule"] == "dense")
@@ -473,7 +469,7 @@ def test_a_damaged_result_is_named(tmp_path):
     path = tmp_path / "piqa--dense--0.json"
     path.write_text('{"schema": 1, "task"')
     with pytest.raises(CatsError, match="damaged: delete it"):
-        Outcome.load(path)
+        Result.load(path)
 
 
 def test_memory_is_estimated_before_loading(monkeypatch):
@@ -485,15 +481,15 @@ def test_memory_is_estimated_before_loading(monkeypatch):
 
 
 def test_configurations_are_checked():
-    assert [str(each) for each in configurations(["dense", "cats", "relufication"], [0.5, 0.7])] == [
+    assert [str(each) for each in methods(["dense", "cats", "relufication"], [0.5, 0.7])] == [
         *("dense", "cats 0.5", "cats 0.7", "relufication")
     ]
     with pytest.raises(CatsError, match="outside"):
-        Configuration("cats", 1.2)
+        Method("cats", 1.2)
     with pytest.raises(CatsError, match="takes no sparsity"):
-        Configuration("relufication", 0.5)
+        Method("relufication", 0.5)
     with pytest.raises(CatsError, match="Unknown rule"):
-        configurations(["ct"], [0.5])
+        methods(["ct"], [0.5])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data" / "plans").glob("*.yml")), ids=lambda path: path.stem)
@@ -501,8 +497,8 @@ def test_shipped_plans_are_whole(path):
     runs = plans.read(path)
     assert len({run.record for run in runs}) == len(runs)
     for run in runs:
-        assert run.configurations[0] == Configuration()
-        assert all(each.rule == "dense" or each.rule in criteria.RULES for each in run.configurations)
+        assert run.methods[0] == Method()
+        assert all(each.rule == "dense" or each.rule in criteria.RULES for each in run.methods)
 
 
 @pytest.mark.parametrize(
@@ -639,10 +635,10 @@ def test_an_output_that_cannot_be_is_said_before_the_model_loads(folder, tmp_pat
 def test_lm_evals_own_command_line_gives_the_same_numbers(folder, tmp_path, monkeypatch, capsys):
     """A folder of save_pretrained through `cats lm_eval`, its task a YAML over the same file."""
     toy = loaded()
-    one = Suite(toy, tmp_path / "runs", data_dir=folder, calibration=TEXT)
-    configuration = Configuration("chess", 0.5)
-    (path,) = one.run(["arc_easy"], [configuration], progress=False)
-    with one._applied(configuration):
+    one = Evaluator(toy, tmp_path / "runs", data_dir=folder, calibration=TEXT)
+    method = Method("chess", 0.5)
+    (path,) = one.run(["arc_easy"], [method], progress=False)
+    with one._applied(method):
         toy.model.save_pretrained(tmp_path / "model")
     toy.tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "tasks").mkdir()
@@ -675,9 +671,9 @@ def test_lm_evals_own_command_line_gives_the_same_numbers(folder, tmp_path, monk
     (found,) = tmp_path.glob("**/samples_arc_copy*.jsonl")
     samples = [json.loads(line) for line in found.read_text().splitlines()]
     samples.sort(key=lambda sample: sample["doc_id"])
-    outcome = Outcome.load(path)
-    assert [sample["acc"] for sample in samples] == outcome.scores["acc"].tolist()
-    assert [sample["acc_norm"] for sample in samples] == outcome.scores["acc_norm"].tolist()
+    result = Result.load(path)
+    assert [sample["acc"] for sample in samples] == result.scores["acc"].tolist()
+    assert [sample["acc_norm"] for sample in samples] == result.scores["acc_norm"].tolist()
 
 
 @pytest.mark.parametrize("device", two_processes.DEVICES)
@@ -691,9 +687,9 @@ def test_two_processes_give_what_one_gives(folder, tmp_path, device):
     ]
     assert cats_cli.main([*arguments, "--output", str(tmp_path / "one")]) == 0
     # accelerate itself starts several processes on GPUs alone; what it tells them, torchrun tells too
-    two_processes.run("cats.suite", *arguments, "--output", str(tmp_path / "two"))
-    ones, twos = (results.load(sorted((tmp_path / name).glob("*.json"))) for name in ("one", "two"))
-    assert [each.configuration["processes"] for each in twos] == [2] * 4
+    two_processes.run("cats.evaluation.command", *arguments, "--output", str(tmp_path / "two"))
+    ones, twos = (load_results(sorted((tmp_path / name).glob("*.json"))) for name in ("one", "two"))
+    assert [each.method["processes"] for each in twos] == [2] * 4
     for one, two in zip(ones, twos, strict=True):
         assert one.documents == two.documents and one.texts == two.texts
         for metric, values in one.scores.items():
@@ -706,10 +702,10 @@ def test_two_processes_give_what_one_gives(folder, tmp_path, device):
 
 
 def test_restoring_after_a_suite_leaves_the_model_dense(folder, tmp_path):
-    one = suite(folder, tmp_path)
+    one = evaluator(folder, tmp_path)
     ids = toys.tokens()
     with torch.no_grad():
         before = one.loaded.model(input_ids=ids).logits
-        one.run(["piqa"], configurations(["combined", "wanda"], [0.5]), progress=False)
+        one.run(["piqa"], methods(["combined", "wanda"], [0.5]), progress=False)
         assert torch.equal(one.loaded.model(input_ids=ids).logits, before)
     assert not any(type(module).__name__ == "CatsMLP" for module in one.loaded.model.modules())

@@ -6,10 +6,10 @@ import numpy as np
 from evaluation_toys import loaded, mirrors
 
 from cats.criteria.masking import Policy
-from cats.evaluation import table as results
-from cats.evaluation.evaluator import Suite
-from cats.evaluation.method import Calibration, configurations
-from cats.evaluation.result import Outcome, summarise
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.method import Calibration, methods
+from cats.evaluation.result import Result, summarise
+from cats.evaluation.table import load_results, write_records
 
 MATHS, MATHS_APART = "toy-gsm8k", "toy-gsm8k-decode-only"
 TRANSFER = "transfer-from-"
@@ -25,15 +25,15 @@ def write(folder: Path, scratch: Path) -> None:
         (MATHS, Policy(), [0.5, 0.7]),
         (MATHS_APART, Policy(prefill="dense"), [0.5]),
     ):
-        wanted = configurations(["cats"], levels, policy)
+        wanted = methods(["cats"], levels, policy)
         found = _run(scratch / "runs", data, ["gsm8k"], wanted, texts[0])
         _solve(found, 4 if policy == Policy() else 5)
-        results.record(found, slug, parameters={}, started=0.0, folder=folder)
+        write_records(found, slug, parameters={}, started=0.0, folder=folder)
     for name, text in zip(TEXTS, texts, strict=True):
-        wanted = configurations(["cats", "online"], [0.5])
+        wanted = methods(["cats", "online"], [0.5])
         tasks = [f"text:{other}" for other in texts] + ["piqa", "lambada_openai"]
         found = _run(scratch / "runs", data, tasks, wanted, text)
-        results.record(found, TRANSFER + name, parameters={}, started=0.0, folder=folder)
+        write_records(found, TRANSFER + name, parameters={}, started=0.0, folder=folder)
 
 
 def _texts(folder: Path) -> list[str]:
@@ -48,8 +48,8 @@ def _texts(folder: Path) -> list[str]:
     return paths
 
 
-def _run(output: Path, data: Path, names, wanted, corpus: str) -> list[Outcome]:
-    suite = Suite(
+def _run(output: Path, data: Path, names, wanted, corpus: str) -> list[Result]:
+    evaluator = Evaluator(
         loaded(num_hidden_layers=1),
         output,
         data_dir=str(data),
@@ -57,13 +57,13 @@ def _run(output: Path, data: Path, names, wanted, corpus: str) -> list[Outcome]:
         text_tokens=24,
         calibration=Calibration(corpus, split="all", tokens=256, sequence_length=64),
     )
-    return results.load(suite.run(names, wanted, progress=False))
+    return load_results(evaluator.run(names, wanted, progress=False))
 
 
-def _solve(found: list[Outcome], at_half: int) -> None:
+def _solve(found: list[Result], at_half: int) -> None:
     """A toy solves nothing: say that dense solves six of eight, 50 % `at_half`, 70 % three."""
     counts = {None: 6, 0.5: at_half, 0.7: 3}
     for each in found:
-        right = np.arange(PROBLEMS) < counts[each.configuration["sparsity"]]
+        right = np.arange(PROBLEMS) < counts[each.method["sparsity"]]
         each.scores["exact_match"] = right.astype(float)
         each.metrics |= summarise({"exact_match": each.scores["exact_match"]})

@@ -8,7 +8,7 @@ from cats import criteria
 from cats.book.analysis import recorded
 from cats.book.analysis.anova import Analysis
 from cats.criteria.masking import Policy
-from cats.evaluation import table as results
+from cats.evaluation.table import AVERAGE
 
 CHOICES = ("sparsity", "tokens masked", "calibration text", "padding", "allocation")
 LOSS, ACCURACY = "loss − dense, nats", "accuracy − dense, points"
@@ -27,9 +27,9 @@ def tokens_masked(policy: dict) -> str:
 
 
 def label(rows: pd.DataFrame, calibration: dict) -> pd.DataFrame:
-    """The sparse rows of `cats.results.table` or a record, with a column for each of CHOICES.
+    """The sparse rows of `cats.results_table` or a record, with a column for each of CHOICES.
 
-    `calibration` as `cats.configuration.Calibration.describe` gives it. Sparsity is the model-level target.
+    `calibration` as `cats.method.Calibration.describe` gives it. Sparsity is the model-level target.
     """
     sparse = rows[rows.rule != criteria.DENSE]
     return sparse.assign(
@@ -54,7 +54,7 @@ def sweep(slugs: Sequence[str]) -> pd.DataFrame:
     if len(parts[LOSS]):
         columns.append(parts[LOSS].groupby([*CHOICES], sort=False).delta_nll.mean().rename(LOSS))
     if len(parts[ACCURACY]):
-        tasks = parts[ACCURACY][parts[ACCURACY].task != results.AVERAGE]
+        tasks = parts[ACCURACY][parts[ACCURACY].task != AVERAGE]
         mean = tasks.groupby([*CHOICES], sort=False).delta_acc.mean()
         columns.append(mean.mul(100).rename(ACCURACY))
     return pd.concat(columns, axis=1).reset_index() if columns else pd.DataFrame()

@@ -64,10 +64,10 @@ def label(row) -> str:
     return f"{row['method']} {sparsity:.0%}" if known else row["method"]
 
 
-def sources(outcomes: Sequence) -> list[dict]:
-    """What `cats.notebook.end` prints of the documents of `cats.outcomes.Outcome`s, each task once."""
+def sources(results: Sequence) -> list[dict]:
+    """What `cats.book.notebook.end` prints of the documents of results, each task once."""
     known = {}
-    for each in outcomes:
+    for each in results:
         digest = each.data["sha256"]
         known[each.task] = {
             "name": each.task,

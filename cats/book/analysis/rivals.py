@@ -7,7 +7,7 @@ import pandas as pd
 from cats import criteria
 from cats.criteria.sited import InputRule
 from cats.errors import CatsError
-from cats.evaluation import table as results
+from cats.evaluation.table import AVERAGE
 
 NEURONS = "neurons, by the gate"
 UP = "neurons, by the up projection"
@@ -89,7 +89,7 @@ def averages(tasks: pd.DataFrame) -> pd.DataFrame:
 
     `tasks`: rows of `zero_shot`. Raises CatsError where they have no average of a sparse model.
     """
-    mean = tasks[tasks.task == results.AVERAGE]
+    mean = tasks[tasks.task == AVERAGE]
     mean = mean.assign(points=-100 * mean.delta_acc.astype(float))
     if (mean.rule == criteria.DENSE).all():
         raise CatsError("The record has no average of the eight tasks: evaluate all of them.")
