@@ -21,9 +21,7 @@ RULES = _found()
 def rule(name: str) -> Rule:
     """The rule of that name; raises CatsError for an unknown one."""
     if name not in RULES:
-        raise CatsError(
-            f"Unknown rule {name!r}{did_you_mean(name, RULES)}: use {DENSE}, {', '.join(RULES)}."
-        )
+        raise CatsError(f"Unknown rule {name!r}{did_you_mean(name, RULES)}: use {DENSE}, {', '.join(RULES)}.")
     return RULES[name]
 
 
