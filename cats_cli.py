@@ -1,6 +1,8 @@
 """What a shell user types: `cats --help` answers at once, as this module imports nothing of the library."""
 
 import argparse
+import contextlib
+import signal
 import sys
 from functools import partial
 
@@ -18,6 +20,8 @@ RESUME = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns 0, 2 after a user's error (one sentence on stderr), 130 if interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    with contextlib.suppress(ValueError):  # where this is not the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     if argv[:1] == ["lm_eval"]:  # argparse would take lm-eval's options for its own
         argv = [argv[0], "--", *argv[1:]]
     arguments = _parsed(argv)
@@ -57,6 +61,11 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
         if typed.startswith("--") and not any(option.startswith(typed) for option in WITH_PLAN):
             top.error(f"{typed} is nothing beside --plan, whose file says it: leave one of the two out")
     return arguments
+
+
+def _terminate(*_) -> None:
+    """SIGTERM ends a command as Ctrl-C does, so that it cleans up behind itself."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _interrupted(arguments: argparse.Namespace) -> int:

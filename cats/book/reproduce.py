@@ -1,5 +1,6 @@
 """Run the chapters with papermill under a profile, from any working directory, and keep only good results."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -16,13 +17,12 @@ from pathlib import Path
 import papermill
 import psutil
 import yaml
-from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from cats import paths
-from cats.book import chapters
+from cats.book import chapters, processes
 from cats.errors import CatsError
 
 PARAMS = paths.BOOK / "params"
@@ -110,14 +110,18 @@ def reproduce(
     for name in selected:
         changed = {k: given[k] for k, default in defaults[name].items() if given.get(k, default) != default}
         work[name] = (name, notebooks[name], changed, Path(destination), not (force or in_place))
-    runs = {}
     together = [name for name in selected if name not in TIMED] if jobs > 1 else []
-    for run in _side_by_side([work[name] for name in together], jobs):
-        runs[run.chapter] = run
-    for name in selected:
-        if name not in runs:
-            runs[name] = _run(*work[name])
-            print(runs[name], flush=True)
+    runs = {}
+    try:
+        for run in _side_by_side([work[name] for name in together], jobs):
+            runs[run.chapter] = run
+        for name in selected:
+            if name not in runs:
+                runs[name] = _run(*work[name])
+                print(runs[name], flush=True)
+    except (KeyboardInterrupt, SystemExit):
+        processes.end_children()  # kernels would finish their chapter first
+        raise
     return [runs[name] for name in selected]
 
 
@@ -128,7 +132,7 @@ def _side_by_side(work: list[tuple], jobs: int) -> Iterator[Run]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # spawned: a forked process would share sockets and locks of this one's event loop
     with (
-        ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (threads,)) as pool,
+        ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker, (threads,)) as pool,
         tqdm(total=len(work), unit="chapter", disable=None) as bar,
     ):
         try:
@@ -137,11 +141,15 @@ def _side_by_side(work: list[tuple], jobs: int) -> Iterator[Run]:
                 bar.write(str(run), file=sys.stdout)
                 bar.update()
                 yield run
+        except (KeyboardInterrupt, SystemExit):
+            processes.end_children()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _take_share(threads: int) -> None:
+def _begin_worker(threads: int) -> None:
+    processes.end_with_parent()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # kernels inherit it
 
 
@@ -162,8 +170,9 @@ def _live_copy() -> Path:
     """Lay out _build/live as the project root is for the book: the pages copied, config and data linked."""
     book = LIVE / "book"
     for source in sorted(paths.BOOK.rglob("*")):
-        target = book / source.relative_to(paths.BOOK)
-        if source.is_file() and source.suffix != ".ipynb" and "_build" not in source.parts:
+        inside = source.relative_to(paths.BOOK)
+        target = book / inside
+        if source.is_file() and source.suffix != ".ipynb" and "_build" not in inside.parts:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     for name in ("_config.yml", "data"):
@@ -182,9 +191,11 @@ def _run(
     identity = {"cells": chapters.cells_hash(bare), "inputs": _inputs_hash(), "parameters": parameters}
     if keep and file.exists() and chapters.read(file).metadata.get("cats", {}).get("identity") == identity:
         return Run(name, file, None, None)
-    partial = paths.ROOT / "_build" / "partial" / f"{name}.ipynb"
-    for folder in (partial.parent, destination):
-        folder.mkdir(parents=True, exist_ok=True)
+    # Beside the output: nothing else need be writable. Not in the book, where it would be a page.
+    folder = paths.ROOT / "_build" if destination == paths.BOOK else destination
+    partial = folder / "partial" / f"{name}.ipynb"
+    for needed in (partial.parent, destination):
+        paths.made(needed)
     started = time.perf_counter()
     with _PeakMemory() as memory:
         executed = _execute(name, bare, partial, parameters, destination, progress)
@@ -193,6 +204,8 @@ def _run(
     executed.metadata["cats"] = {"code_sha256": chapters.code_hash(executed), "identity": identity}
     chapters.write(executed, file)
     partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another chapter's is in it
+        partial.parent.rmdir()
     return Run(name, file, seconds, memory.peak_gb)
 
 
@@ -210,15 +223,16 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path,
         language="python",
         progress_bar=progress and sys.stderr.isatty(),
         cwd=folder,
-        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # no line about each kernel's start and end
+        extra_arguments=processes.kernel_arguments(),
     )
     try:
-        try:
-            return run()
-        except RuntimeError as error:
-            if isinstance(error, DeadKernelError) or "Kernel died before" not in str(error):
-                raise
-            return run()  # kernels that start at once can draw the same port
+        with processes.own_kernel():
+            try:
+                return run()
+            except RuntimeError as error:
+                if isinstance(error, DeadKernelError) or "Kernel died before" not in str(error):
+                    raise
+                return run()  # kernels that start at once can draw the same port
     except PapermillExecutionError as error:
         first = next(line for line in error.source.splitlines() if line.strip())
         reason = f"{error.ename}: {error.evalue}" if error.ename != "CatsError" else error.evalue
@@ -230,8 +244,6 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path,
         raise CatsError(
             f"The chapter {name} was killed, probably for lack of memory: ask for less."
         ) from error
-    except NoSuchKernel as error:
-        raise CatsError("This environment has no Jupyter kernel: install ipykernel into it.") from error
 
 
 @functools.cache

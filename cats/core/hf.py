@@ -1,13 +1,11 @@
 """CATS as a Transformers quantization method: `from_pretrained` and `save_pretrained` with no remote code."""
 
-from collections.abc import Sequence
-
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 
 from cats.core.config import CatsConfig
+from cats.core.saved import check_buffers, check_values, describe_before_saving
 from cats.core.sparsify import describe, sparsify, store_all_by_columns, swap_in
 from cats.core.structure import cats_mlps, find_gated_mlps
 from cats.core.thresholds import sparsities
@@ -34,12 +32,18 @@ class CatsQuantizer(HfQuantizer):
             config.calibrated.check(mlps, weights=False)
             return
         targets = sparsities(config.sparsity, len(mlps)).tolist()
-        _check_saved(checkpoint_files, len(mlps))
+        if not set(config.centred) <= set(range(len(mlps))):
+            raise CatsError(
+                f"The layers {config.centred} are centred by config.json, but the model has {len(mlps)}: "
+                "save the sparsified model again."
+            )
         modules = swap_in(model, mlps, prefill=config.prefill, centred=config.centred)
         for module, sparsity in zip(modules, targets, strict=True):
             module.sparsity = sparsity
             shape = (module.intermediate_size,) if config.per == "neuron" else ()
             module.threshold = torch.zeros(shape, dtype=torch.float32, device=module.threshold.device)
+        names = (mlp.name for mlp in mlps)
+        check_buffers(checkpoint_files or (), dict(zip(names, modules, strict=True)))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_) -> None:
         config = self.quantization_config
@@ -47,7 +51,9 @@ class CatsQuantizer(HfQuantizer):
             model
         )  # its marks would forbid .half(), training and merging adapters
         if self.pre_quantized:
-            store_all_by_columns(cats_mlps(model))
+            modules = cats_mlps(model)
+            check_values(modules)
+            store_all_by_columns(modules)
             describe(model, config)
         else:
             sparsify(model, config.calibrated, config.sparsity, prefill=config.prefill)
@@ -61,19 +67,4 @@ class CatsQuantizer(HfQuantizer):
 
 
 register_quantization_config("cats")(CatsConfig)
-
-
-def _check_saved(checkpoint_files: Sequence[str] | None, layers: int) -> None:
-    """Transformers would fill thresholds that a checkpoint lacks with whatever is in memory."""
-    files = [str(file) for file in checkpoint_files or [] if str(file).endswith(".safetensors")]
-    if not files:
-        return
-    found = 0
-    for file in files:
-        with safe_open(file, framework="pt") as checkpoint:
-            found += sum(name.endswith(".threshold") for name in checkpoint.keys())  # noqa: SIM118, not a dict
-    if found != layers:
-        raise CatsError(
-            f"The checkpoint has {found} thresholds for {layers} layers: save the sparsified model again, "
-            "or remove quantization_config from its config.json to load it dense."
-        )
+describe_before_saving()

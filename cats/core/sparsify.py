@@ -162,9 +162,15 @@ def describe(model: nn.Module, config: CatsConfig | None) -> None:
                 if not isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
                     _own_config(module)
                 module.config.quantization_config = config
-            elif isinstance(getattr(module.config, "quantization_config", None), CatsConfig):
+            elif _is_ours(getattr(module.config, "quantization_config", None)):
                 del module.config.quantization_config
             return
+
+
+def _is_ours(config: CatsConfig | dict | None) -> bool:
+    """Whether a `quantization_config` is of CATS: an object, or as read from a config.json."""
+    as_read = isinstance(config, dict) and config.get("quant_method") == "cats"
+    return as_read or isinstance(config, CatsConfig)
 
 
 def _own_config(model: nn.Module) -> None:

@@ -1,6 +1,14 @@
 """Running chapters, on a book of two tiny ones."""
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
 import nbformat
+import psutil
 import pytest
 import yaml
 
@@ -190,3 +198,79 @@ def test_parameters_of_a_shell_are_read_as_yaml():
         reproduce.parse_parameters(["a"])
     with pytest.raises(CatsError, match="is not valid YAML"):
         reproduce.parse_parameters(["a=[1"])
+
+
+SLEEPER = """
+import pathlib, time
+pathlib.Path("begun").touch()
+while True:
+    time.sleep(0.1)
+    pathlib.Path("alive").touch()
+"""
+RUN = """
+import pathlib, sys, threading
+import cats_cli
+from cats import paths
+from cats.book import reproduce
+
+root = pathlib.Path(sys.argv[1])
+paths.ROOT, paths.BOOK = root, root / "book"
+reproduce.PARAMS, reproduce.LIVE = root / "book" / "params", root / "_build" / "live"
+if __name__ == "__main__":
+    sys.exit(cats_cli.main(["reproduce", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ends with its parent on Linux only")
+@pytest.mark.parametrize(
+    ("how", "jobs"), [(signal.SIGINT, "2"), (signal.SIGTERM, "1"), (signal.SIGKILL, "2")]
+)
+def test_a_killed_run_leaves_no_kernel_and_no_worker(book, tmp_path, how, jobs):
+    chapters.write(notebook("number: int = 1  # a number", SLEEPER), book / "01_first.ipynb")
+    program = tmp_path / "run.py"
+    program.write_text(RUN)
+    output = tmp_path / "out"
+    command = [sys.executable, program, book.parent, "01", "--output", output, "--jobs", jobs]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (output / "begun").exists():
+        assert started.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(started.pid).children(recursive=True)
+    assert children
+    started.send_signal(how)
+    assert started.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left
+    (output / "alive").unlink(missing_ok=True)
+    time.sleep(0.5)
+    assert not (output / "alive").exists()
+
+
+def test_another_pythons_kernel_of_that_name_is_not_used(book, tmp_path, monkeypatch):
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    false = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(false))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    [run] = reproduce.reproduce(["01"], output=tmp_path / "out")
+    assert printed(run.file) == "2\n"
+
+
+def test_only_the_output_is_written(book, tmp_path):
+    output = tmp_path / "out"
+    before = sorted(paths.ROOT.rglob("*"))
+    reproduce.reproduce(["01"], output=output)
+    assert sorted(paths.ROOT.rglob("*")) == before
+    assert [file.name for file in output.iterdir()] == ["01_first.ipynb"]
+
+
+def test_a_project_below_a_folder_called_build_is_copied_whole(book, tmp_path, monkeypatch):
+    root = tmp_path / "_build" / "project"
+    root.parent.mkdir()
+    shutil.move(paths.ROOT, root)
+    for module, name, place in ((paths, "ROOT", root), (paths, "BOOK", root / "book")):
+        monkeypatch.setattr(module, name, place)
+    monkeypatch.setattr(reproduce, "PARAMS", root / "book" / "params")
+    monkeypatch.setattr(reproduce, "LIVE", root / "_build" / "live")
+    reproduce.reproduce(["01"])
+    assert (root / "_build" / "live" / "book" / "index.md").is_file()

@@ -77,4 +77,4 @@ def test_the_gpu_workflow_is_started_by_hand_with_a_chapter_and_a_params_file():
     assert "self-hosted" in job["runs-on"]
     assert (paths.BOOK / "params" / f"{inputs['params']['default']}.yml").is_file()
     kept = [step["with"]["path"] for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
-    assert kept == ["runs/"]
+    assert kept == ["_build/measured/"]
