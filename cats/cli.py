@@ -1,5 +1,6 @@
 """What the commands of `cats` do with their parsed arguments; `cats_cli` says what these are."""
 
+import importlib
 import sys
 import time
 from argparse import Namespace
@@ -143,6 +144,11 @@ def lm_eval(given: Namespace) -> None:
 
     sys.argv = ["lm_eval", *(part for part in given.arguments if part != "--")]
     cli_evaluate()
+
+
+def measure(given: Namespace) -> None:
+    """Run a program of `cats.benchmarking`: it prints its table and writes its record."""
+    importlib.import_module(f"cats.benchmarking.{given.program}").measure(given)
 
 
 def reproduce(given: Namespace) -> None:

@@ -18,7 +18,7 @@ from cats.errors import CatsError
 from cats.models import load as models
 
 # Minutes each: begun first, side by side, so that no core is idle while one of them ends.
-LONGEST = ("test_chapters_odd.py", "test_chapters_even.py", "test_kernels.py")
+LONGEST = ("test_chapters_odd.py", "test_chapters_even.py")
 
 
 def pytest_configure(config):

@@ -1,10 +1,9 @@
-"""The tests of the kernels on a GPU, also under compute-sanitizer: cats measure checks.
+"""The tests of the kernels on a GPU, also under compute-sanitizer: `cats measure checks`.
 
 Memcheck and racecheck run the odd shapes, the given masks and the attention: they slow a kernel down a lot.
 Without a GPU (--quick) the tests run in Triton's interpreter. Writes a record checks, a row for each test.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -21,33 +21,32 @@ from cats import paths
 from cats.benchmarking import workload
 from cats.errors import CatsError
 
-FILES = [f"tests/kernels/{name}.py" for name in ("kernel_checks", "decoding_checks", "test_kernels")]
-STARTS_THE_OTHERS = "tests/kernels/test_kernels.py::test_kernels_and_benchmarks"
+FILES = ["tests/interpreted", "tests/kernels/test_gpu.py"]
 TOOLS = ("plain", "memcheck", "racecheck")
 UNDER_SANITIZER = "odd_and_even or given_masks or attention_equals"
 
 
-def main() -> None:
-    options = parse()
+def measure(options: Namespace) -> None:
+    """Run the tests under every tool and print what failed; write one record."""
+    options.tools = workload.chosen("tool", options.tools, TOOLS)
     workload.device_or_quick(options.quick)
     started = time.time()
-    rows = [row for tool in options.tools for row in checked(tool, options)]
+    rows = [test for tool in options.tools for test in checked(tool, options)]
     for tool in options.tools:
-        here = [row for row in rows if row["tool"] == tool]
-        passed = sum(row["outcome"] == "passed" for row in here)
+        here = [test for test in rows if test["tool"] == tool]
+        passed = sum(test["outcome"] == "passed" for test in here)
         print(f"{tool:<10} {passed} of {len(here)} passed; findings of the tool: {here[0]['findings']}")
-        for row in here:
-            if row["outcome"] == "failed":
-                print(f"  {row['test']}: {row['message']}")
+        for test in here:
+            if test["outcome"] == "failed":
+                print(f"  {test['test']}: {test['message']}")
     workload.record("checks", options, rows, {"id": "the tests of the kernels"}, {}, started)
 
 
-def checked(tool: str, options) -> list[dict]:
+def checked(tool: str, options: Namespace) -> list[dict]:
     """A row for each test under one tool; `findings` is what the tool itself counted, over all tests."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", f"--junitxml={report}", *FILES]
-        command += ["--deselect", STARTS_THE_OTHERS]
+        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *FILES]
         select = options.select
         if tool != "plain":
             command = [sanitizer(), "--tool", tool, *command]
@@ -65,11 +64,11 @@ def checked(tool: str, options) -> list[dict]:
             )
         cases = list(ET.parse(report).getroot().iter("testcase"))
     labels = {"tool": tool, "findings": findings(done.stdout + done.stderr) if tool != "plain" else None}
-    return [{**labels, **outcome(case)} for case in cases]
+    return [{**labels, **row(case)} for case in cases]
 
 
-def outcome(case: ET.Element) -> dict:
-    """{"file", "test", "outcome", "seconds", "message"} of a test in pytest's report."""
+def row(case: ET.Element) -> dict:
+    """The columns of one test in pytest's report; `outcome` is pytest's word: passed, failed or skipped."""
     state, message = "passed", None
     for name, tag in (("failed", "failure"), ("failed", "error"), ("skipped", "skipped")):
         found = case.find(tag)
@@ -96,17 +95,3 @@ def sanitizer() -> str:
             "compute-sanitizer is not on the PATH: install the CUDA toolkit, or choose --tools plain."
         )
     return found
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
-    parser.add_argument("--jobs", type=int, default=1, help="processes of the plain tests, by pytest-xdist")
-    parser.add_argument(
-        "--select", help="pytest -k; default: all, and the small ones under compute-sanitizer"
-    )
-    return workload.finish(parser)
-
-
-if __name__ == "__main__":
-    workload.run(main)

@@ -1,29 +1,24 @@
-"""CATS against dense on this machine's CPU: cats measure cpu --shapes 576x1536 --threads 1 2.
+"""CATS against dense on this machine's CPU: `cats measure cpu`.
 
 Everything is compared with the reference before it is timed; dense and sparse calls take turns. Writes a
 record mlp_latency, and a record decode for each model.
 """
 
-import argparse
 import os
 import time
-from pathlib import Path
+from argparse import Namespace
 
 import torch
 from tqdm import tqdm
 
 from cats import paths
-from cats.benchmarking import cpu_timing as cpu_benchmarking
-from cats.benchmarking import workload
-from cats.calibration import calibrate as calibration
+from cats.benchmarking import cpu_timing, workload
+from cats.calibration.calibrate import calibrate
 from cats.core.thresholds import Thresholds
 from cats.corpora import corpus as corpora
 from cats.errors import CatsError
 from cats.models import load as models
 from cats.models.geometries import GEOMETRIES
-
-SHAPES = ["576x1536", "2048x5632", "4096x11008"]  # SmolLM2-135M, a 1B class, Llama-2-7B
-MODELS = [models.DEFAULT]
 
 
 def latency(options) -> list[dict]:
@@ -33,9 +28,10 @@ def latency(options) -> list[dict]:
         d, m = workload.shape(shape)
         for threads in options.threads:
             torch.set_num_threads(threads)
-            found = cpu_benchmarking.mlp_latency(
-                d, m, options.sparsity, dtype=options.dtype, rows=options.rows, compiled=options.compiled,
-                seconds=0.1 if options.quick else options.seconds, seed=options.seed,
+            found = cpu_timing.mlp_latency(
+                d, m, options.sparsity, dtype=options.dtype, batch_size=options.batch_size,
+                compiled=options.compiled, seed=options.seed,
+                seconds=0.1 if options.quick else options.seconds,
             )  # fmt: skip
             for row in found:
                 print(
@@ -58,7 +54,7 @@ def decode(name: str, options) -> tuple[list[dict], dict, dict]:
     rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        found = cpu_benchmarking.decode_rate(
+        found = cpu_timing.decode_rate(
             loaded, thresholds, prompt, [s for s in options.sparsity if s > 0], new_tokens=options.new,
             rounds=1 if options.quick else options.rounds,
         )  # fmt: skip
@@ -81,7 +77,7 @@ def _workload(name: str, loaded, options) -> tuple[torch.Tensor, Thresholds, dic
         vocabulary = loaded.model.config.get_text_config().vocab_size
         ids = torch.randint(0, vocabulary, (1, 256), generator=generator)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        thresholds = calibration.calibrate(loaded.model, [batch])
+        thresholds = calibrate(loaded.model, [batch])
         return ids[:, : options.prompt], thresholds, {"corpus": "random token ids", "seed": options.seed}
 
     def batches(corpus, tokens: int, length: int):
@@ -95,13 +91,18 @@ def _workload(name: str, loaded, options) -> tuple[torch.Tensor, Thresholds, dic
         thresholds = Thresholds.load(shipped)
     else:
         text = batches(corpora.load(), options.tokens, 512)
-        thresholds = calibration.calibrate(loaded.model, text, source={"corpus": text.info})
+        thresholds = calibrate(loaded.model, text, source={"corpus": text.info})
     return held_out[0]["input_ids"], thresholds, held_out.info
 
 
-def main() -> None:
+def measure(options: Namespace) -> None:
+    """Time the shapes and decoding of every model; write a record for the shapes and one for each model."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the record is to name the CPU
-    options = parse()
+    if torch.cuda.is_available():
+        raise CatsError("This measures a CPU but its record would name the GPU: set CUDA_VISIBLE_DEVICES=''.")
+    if options.new < 3 or options.batch_size > 16:
+        raise CatsError("--new must be at least 3, and --batch-size from 1 to 16.")
+    options.threads = sorted(set(options.threads))
     if options.shapes:
         started = time.time()
         model = {"id": "one gated MLP", "weights": "random"}
@@ -111,37 +112,3 @@ def main() -> None:
         started = time.time()
         rows, model, data = decode(name, options)
         workload.record("decode", options, rows, model, data, started, suffix=name)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", nargs="*", default=SHAPES, help="hidden x intermediate size")
-    parser.add_argument("--models", nargs="*", default=MODELS, help="trained models or geometries")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.0, 0.5, 0.7])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--rows", type=int, default=1, help="tokens of one call of the MLP")
-    parser.add_argument("--compiled", action="store_true", help="also torch.compile (needs a C++ compiler)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="to measure a shape for")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens")
-    parser.add_argument("--new", type=int, default=64, help="tokens to decode")
-    parser.add_argument("--rounds", type=int, default=7, help="of dense and sparse decoding in turns")
-    parser.add_argument("--layers", type=int, help="keep so many layers of a geometry")
-    parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens where none are shipped")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slug", help="name of the record; default: cpu")
-    parser.add_argument("--output", type=Path, help="folder of the record; default: data/records")
-    parser.add_argument("--quick", action="store_true", help="few runs; no record without --output")
-    options = parser.parse_args()
-    if torch.cuda.is_available():
-        raise CatsError("This measures a CPU but its record would name the GPU: set CUDA_VISIBLE_DEVICES=''.")
-    if min(options.threads) < 1 or options.new < 3 or not 1 <= options.rows <= 16:
-        raise CatsError("--threads must be at least 1, --new at least 3, --rows from 1 to 16.")
-    if any(not 0 <= s < 1 for s in options.sparsity):
-        raise CatsError("--sparsity is a share of gate activations, from 0 to below 1.")
-    options.threads = sorted(set(options.threads))
-    return options
-
-
-if __name__ == "__main__":
-    workload.run(main)

@@ -68,7 +68,7 @@ def mlp_latency(
     sparsities: Sequence[float] = (0.0, 0.5, 0.7),
     *,
     dtype: str = "float32",
-    rows: int = 1,
+    batch_size: int = 1,
     compiled: bool = False,
     seconds: float = 8.0,
     seed: int = 0,
@@ -76,7 +76,7 @@ def mlp_latency(
     """Rows of the experiment mlp_latency for layers with random weights: dense, then CATS at each sparsity.
 
     Every variant is compared with the reference before it is timed. `compiled` adds torch.compile, which
-    needs a C++ compiler. A neuron counts as read where one of the `rows` tokens keeps it. Raises CatsError
+    needs a C++ compiler. A neuron counts as read where one of the tokens keeps it. Raises CatsError
     for a wrong result, a wrong dtype, and where torch.compile finds no compiler.
     """
     if dtype not in DTYPES:
@@ -85,7 +85,7 @@ def mlp_latency(
     count = -(-ROTATED_BYTES // (3 * m * d * kind.itemsize))
     generator = torch.Generator().manual_seed(seed)
     layers = [[_normal(generator, m, d).to(kind) for _ in range(3)] for _ in range(count)]
-    x = torch.randn(rows, d, generator=generator).to(kind)
+    x = torch.randn(batch_size, d, generator=generator).to(kind)
     z = [F.silu(x.float() @ gate.float().t()) for gate, _, _ in layers]
     downs = [down.t().contiguous() for _, _, down in layers]  # as the dense model stores it
 
@@ -114,7 +114,7 @@ def mlp_latency(
         density = statistics.mean(float((v.abs() >= _quantile(v, s)).any(dim=0).float().mean()) for v in z)
         read = m * d * kind.itemsize * (1 + 2 * (density if name == "cats" else 1.0))
         result.append({
-            "hidden_size": d, "intermediate_size": m, "dtype": dtype, "batch": rows, "sparsity": s,
+            "hidden_size": d, "intermediate_size": m, "dtype": dtype, "batch": batch_size, "sparsity": s,
             "variant": name, "threads": torch.get_num_threads(), "union_density": density,
             "latency_us": timing.median, "latency_us_p5": timing.p5, "latency_us_p95": timing.p95,
             "runs": timing.runs, "layers": count,

@@ -1,12 +1,12 @@
-"""Tokens per second of greedy decoding, CATS against dense: cats measure decode --new 128.
+"""Tokens per second of greedy decoding, CATS against dense: `cats measure decode`.
 
 A geometry gets random weights, any other name is a trained model. The sparse op is checked on the model's own
 hidden states before anything is timed. Writes a record decode for each model.
 """
 
-import argparse
 import gc
 import time
+from argparse import Namespace
 
 import torch
 from cats_kernels import cats_mlp
@@ -15,8 +15,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from cats import paths
 from cats.benchmarking import workload
-from cats.calibration import calibrate as calibration
-from cats.calibration import observe as observation
+from cats.calibration.calibrate import calibrate
+from cats.calibration.observe import SparsityMeter
 from cats.core import accounting, structure
 from cats.core.sparsify import sparsify
 from cats.corpora import corpus as corpora
@@ -26,14 +26,13 @@ from cats.errors import CatsError
 from cats.models import load as models
 from cats.models.geometries import GEOMETRIES
 
-MODELS = ["llama-2-7b", "mistral-7b", "llama-2-13b"]
 # Decoding loops of this project, by Inductor options; the fastest of them is the dense baseline.
 LOOPS = {
     "loop": decoding.FASTEST,
     "loop_max_autotune": {"max_autotune": True, "coordinate_descent_tuning": True},
 }
 TRANSFORMERS = ("generate_eager", "generate_static")
-DENSE = ["generate_eager", "generate_static", "loop"]
+DENSE = ["generate_eager", "generate_static", "loop", "loop_max_autotune"]
 SPARSE = ["generate_eager", "generate_static", "generate_greedy", "loop"]
 
 
@@ -76,14 +75,14 @@ class Bench:
             text = corpora.batches(
                 corpora.load(), self.tokenizer, tokens=self.options.tokens, sequence_length=512, pad=False
             )
-            return calibration.calibrate(self.model, text, source={"corpus": text.info})
+            return calibrate(self.model, text, source={"corpus": text.info})
         if "loop" in self.options.dense:
             decoder = decoding.decoder_for(self.model, self.length)  # the one measured: nothing to compile
         else:
             decoder = decoding.Decoder(self.model, self.length, options=None)
         ids = decoder.generate(self.prompt, max(self.options.new)).tokens
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return calibration.calibrate(self.model, [batch], skip_first=self.options.prompt)
+        return calibrate(self.model, [batch], skip_first=self.options.prompt)
 
     def dense(self) -> None:
         for variant in ordered(self.options.dense):
@@ -146,7 +145,7 @@ class Bench:
     def _realised(self, tokens: torch.Tensor) -> float:
         """Share of gate activations zero for the decoded tokens [1, prompt + new], in one pass over them."""
         valid = torch.arange(tokens.shape[1], device=tokens.device)[None] >= self.options.prompt
-        meter = observation.SparsityMeter(self.model, valid)
+        meter = SparsityMeter(self.model, valid)
         with meter:
             self.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
         return meter.overall
@@ -255,8 +254,12 @@ RUNNERS = {
 }
 
 
-def main() -> None:
-    options = parse()
+def measure(options: Namespace) -> None:
+    """Time every model, dense and sparse; write a record for each."""
+    options.dense = workload.chosen("dense variant", options.dense, DENSE)
+    options.sparse = workload.chosen("sparse variant", options.sparse, SPARSE)
+    if min(options.new) < 2:
+        raise CatsError("--new must be at least 2: the first token belongs to the prompt.")
     device = workload.device_or_quick(options.quick)
     for name in options.models:
         started = time.time()
@@ -270,26 +273,3 @@ def main() -> None:
         workload.record("decode", options, bench.rows, bench.info, bench.data, started, suffix=name)
         del bench
         gc.collect()
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="geometries or trained models")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.9])
-    parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--new", type=int, nargs="+", default=[128, 512, 2048], help="tokens to decode")
-    parser.add_argument("--dense", nargs="+", default=DENSE, choices=[*DENSE, "loop_max_autotune"])
-    parser.add_argument("--sparse", nargs="+", default=SPARSE, choices=SPARSE)
-    parser.add_argument("--layers", type=int, help="keep so many layers of a geometry")
-    parser.add_argument("--tokens", type=int, default=32768, help="calibration tokens of a trained model")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--repeat-limit", type=int, default=512, help="longest output that is run repeatedly")
-    parser.add_argument("--generate-limit", type=int, default=128, help="longest output of generate()")
-    options = workload.finish(parser)
-    if min(options.new) < 2:
-        raise CatsError("--new must be at least 2: the first token belongs to the prompt.")
-    return options
-
-
-if __name__ == "__main__":
-    workload.run(main)

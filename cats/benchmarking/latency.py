@@ -10,14 +10,14 @@ from cats.benchmarking import dense, naive, workload
 TOLERANCE_16_BIT_GATE = 0.1
 
 
-def sparse_variants(rows: int) -> dict:
-    """Name → (function of a layer's arguments, launch kinds, tolerance) for so many rows."""
+def sparse_variants(batch_size: int) -> dict:
+    """Name → (function of a layer's arguments, launch kinds, tolerance) for a batch of that size."""
     variants = {
         "cats": (cats_mlp, ("graph", "eager"), None),
         "cats_mask_dense": (naive.mask_then_dense, ("graph", "eager"), TOLERANCE_16_BIT_GATE),
         "cats_gather": (naive.gather_then_multiply, ("eager",), TOLERANCE_16_BIT_GATE),
     }
-    if rows == 1:
+    if batch_size == 1:
         variants["cats_separate"] = (naive.separate_launches, ("graph", "eager"), TOLERANCE_16_BIT_GATE)
         variants["cats_atomic"] = (_atomic, ("graph",), None)
     return variants

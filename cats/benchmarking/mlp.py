@@ -1,26 +1,25 @@
-"""Latency of one gated MLP, CATS against dense: cats measure mlp --shapes 4096x11008.
+"""Latency of one gated MLP, CATS against dense: `cats measure mlp`.
 
 Each variant is compared with float64 arithmetic before it is timed; a wrong one ends the program. Weights
 rotate through more layers than any cache holds. Writes a record mlp_latency.
 """
 
-import argparse
 import time
+from argparse import Namespace
 
 import torch
 
-from cats.benchmarking import dense, latency, workload
-from cats.benchmarking import timing as benchmarking
+from cats.benchmarking import dense, latency, timing, workload
 from cats.benchmarking.real import RealModel
 
-SHAPES = ["4096x11008", "4096x14336", "5120x13824", "8192x28672"]
 
-
-def main() -> None:
-    options = parse()
+def measure(options: Namespace) -> None:
+    """Time every shape, or the layers of a trained model, at every sparsity; write one record."""
+    options.dense = workload.chosen("dense variant", options.dense, dense.RECIPES)
+    options.variants = workload.chosen("sparse variant", options.variants, latency.sparse_variants(1))
     started = time.time()
     device = workload.device_or_quick(options.quick)
-    bandwidth = benchmarking.read_bandwidth() if device.type == "cuda" else None
+    bandwidth = timing.read_bandwidth() if device.type == "cuda" else None
     if bandwidth:
         print(f"{torch.cuda.get_device_name()}: a read-only kernel reads {bandwidth:.0f} GB/s")
     print(latency.HEADER)
@@ -60,22 +59,3 @@ def random_workload(shape: str, options, device):
         return layers
 
     return at
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--shapes", nargs="+", default=SHAPES, help="hidden x intermediate size, random weights"
-    )
-    parser.add_argument("--model", help="take weights, inputs and thresholds of this trained model instead")
-    parser.add_argument("--tokens", type=int, default=16384, help="calibration tokens for --model")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.0, 0.3, 0.5, 0.7, 0.9])
-    parser.add_argument("--dense", nargs="+", default=list(dense.RECIPES), choices=list(dense.RECIPES))
-    parser.add_argument(
-        "--variants", nargs="+", choices=list(latency.sparse_variants(1)), help="default: all"
-    )
-    return workload.finish(parser)
-
-
-if __name__ == "__main__":
-    workload.run(main)

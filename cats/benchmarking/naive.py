@@ -16,7 +16,7 @@ def mask_then_dense(x, w_gate, w_up, w_down_t, threshold, activation):
 
 
 def gather_then_multiply(x, w_gate, w_up, w_down_t, threshold, activation):
-    """Surviving rows are copied, then multiplied: each is read, written and read again; the host waits."""
+    """Surviving neurons are copied, then multiplied: each is read, written and read again; the host waits."""
     z = ACTIVATIONS[activation](F.linear(x, w_gate))
     rows = survivors(z.float(), threshold).any(dim=0).nonzero().squeeze(1)
     up = F.linear(x, w_up.index_select(0, rows))

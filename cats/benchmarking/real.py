@@ -3,7 +3,7 @@
 import torch
 
 from cats.benchmarking.workload import Layer, clear_threshold, make_layer
-from cats.calibration import calibrate as calibration
+from cats.calibration.calibrate import calibrate
 from cats.core import structure
 from cats.core.sparsify import sparsify
 from cats.corpora import corpus as corpora
@@ -21,15 +21,11 @@ class RealModel:
         loaded = models.load(name, dtype=dtype, device=device)
         if loaded.tokenizer is None:
             raise CatsError(f"{name} has no tokenizer: real masks need a trained model with its text.")
-        self.net, self.tokenizer, self.model, self.length = (
-            loaded.model,
-            loaded.tokenizer,
-            loaded.info,
-            length,
-        )
+        self.net, self.tokenizer, self.model = loaded.model, loaded.tokenizer, loaded.info
+        self.length = length
         train = self.batches(corpora.load(corpus), tokens)
         self.data = train.info
-        self.thresholds = calibration.calibrate(self.net, train, source={"corpus": train.info})
+        self.thresholds = calibrate(self.net, train, source={"corpus": train.info})
         self.held_out = corpora.load(corpus, split="test")
 
     def batches(self, corpus, tokens: int):
@@ -38,12 +34,12 @@ class RealModel:
         )
 
     @torch.no_grad()
-    def layers(self, sparsity: float, *, rows: int = 1, texts: bool = False) -> list[Layer]:
-        """Every MLP at `sparsity`; x [rows, d] are the last tokens of one held-out text, or of `rows` texts.
+    def layers(self, sparsity: float, *, batch_size: int = 1, texts: bool = False) -> list[Layer]:
+        """Every MLP at `sparsity`, its x [batch_size, d] the last tokens of one held-out text or of several.
 
         The thresholds are those of the calibration, so the sparsity that these tokens realise varies.
         """
-        batches = self.batches(self.held_out, self.length * (rows if texts else 1))
+        batches = self.batches(self.held_out, self.length * (batch_size if texts else 1))
         modules = structure.cats_mlps(sparsify(self.net, self.thresholds, sparsity))
         seen = [[] for _ in modules]
         hooks = [
@@ -54,7 +50,7 @@ class RealModel:
             self.net(input_ids=batch["input_ids"].to(self.net.device), use_cache=False)
         for hook in hooks:
             hook.remove()
-        inputs = [torch.stack([x[-1] for x in xs]) if texts else xs[0][-rows:].clone() for xs in seen]
+        inputs = [torch.stack([x[-1] for x in xs]) if texts else xs[0][-batch_size:].clone() for xs in seen]
         return [
             clear_threshold(make_layer(*_weights(module), x, module.activation, module.threshold.clone()))
             for module, x in zip(modules, inputs, strict=True)

@@ -1,9 +1,13 @@
-"""Timing that can be trusted: CUDA-graph replay, eager launch, and the read bandwidth of this very device."""
+"""Timing by CUDA-graph replay and by eager launch, this device's read bandwidth, what chapters measure."""
 
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 import triton
@@ -11,7 +15,10 @@ import triton.language as tl
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from cats import paths
 from cats.errors import CatsError
+
+SHIPPED, MEASURED = "h100", "measured"  # how the names of records begin
 
 
 @dataclass(frozen=True)
@@ -173,3 +180,34 @@ def _read(data_ptr, found_ptr, BLOCK: tl.constexpr, TILES: tl.constexpr):
     # The sum must look used, or the compiler drops the loads; this value all but never occurs.
     if tl.sum(total, axis=0) == 1234567891:
         tl.store(found_ptr, 1)
+
+
+def prefix(source: str, runs: Iterable[tuple], *, folder: Path | None = None) -> str:
+    """How the names of a chapter's records begin; with source "measure" they are measured here first.
+
+    `runs`: (program, slug, option, ...) of `cats measure`, the slug without its beginning; each writes its
+    record to data/records, or to `folder`. Raises CatsError for another source, without a clone, and with the
+    program's own words where one fails, as without a GPU.
+    """
+    if source == "recorded":
+        return SHIPPED
+    if source != "measure":
+        raise CatsError(f'source is {source!r}: take "recorded", or "measure" on a machine with a GPU.')
+    for program, slug, *options in runs:
+        _run(program, f"{MEASURED}-{slug}" if slug else MEASURED, options, folder)
+    return MEASURED
+
+
+def _run(program: str, slug: str, options: list, folder: Path | None) -> None:
+    """One program in a process of its own: its table is printed as it comes, compilers' notes are not."""
+    command = [sys.executable, "-m", "cats_cli", "measure", program, *map(str, options), "--slug", slug]
+    command += ["--output", str(folder or paths.in_clone(paths.RECORDS))]
+    with TemporaryFile("w+", errors="replace") as errors:
+        with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=errors) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+        if process.returncode:
+            errors.seek(0)
+            lines = [line.strip() for line in errors if line.strip()]
+            reason = lines[-1].removeprefix("cats: ") if lines else f"status {process.returncode}, no word"
+            raise CatsError(f"cats measure {program}: {reason}")

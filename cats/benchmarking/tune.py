@@ -1,18 +1,17 @@
-"""Sweep launch configurations of the batch kernels: cats measure tune --rows 8 16.
+"""Sweep launch settings of the batch kernels: `cats measure tune`.
 
-Prints microseconds a call for each configuration of `gate_up` and of `down` alone, then of the best pairs.
+Prints microseconds a call for each setting of `gate_up` and of `down` alone, then of the best pairs.
 Winners go into cats_kernels/tuning.py by hand: nothing is tuned while a model runs.
 """
 
-import argparse
 import itertools
+from argparse import Namespace
 
 import torch
 from cats_kernels import batch, tuning
 from tqdm import tqdm
 
-from cats.benchmarking import timing as benchmarking
-from cats.benchmarking import workload
+from cats.benchmarking import timing, workload
 
 # programs a multiprocessor, warps, gate rows x columns x stages, up rows x columns x stages
 GATE_UP = [
@@ -56,23 +55,23 @@ DOWN = [
 DOWN_NAMES = ("down_programs", "down_warps", "cols", "take", "down_stages")
 
 
-def main() -> None:
-    options = parse()
+def measure(options: Namespace) -> None:
+    """Print the settings from fast to slow, for every batch size and sparsity."""
     device = workload.device_or_quick(options.quick)
     d, m = workload.shape(options.shape)
-    bandwidth = benchmarking.read_bandwidth() if device.type == "cuda" else float("nan")
+    bandwidth = timing.read_bandwidth() if device.type == "cuda" else float("nan")
     print(f"{options.shape} on {device}, {options.dtype}; read bandwidth {bandwidth:.0f} GB/s")
     gate_up, down = (GATE_UP[:1], DOWN[:1]) if options.quick else (GATE_UP, DOWN)
-    for rows, sparsity in itertools.product(options.rows, options.sparsity):
+    for batch_size, sparsity in itertools.product(options.batch_sizes, options.sparsity):
         size = getattr(torch, options.dtype).itemsize
         layers = workload.random_layers(
-            m, d, 2 if options.quick else workload.layer_count(m, d, size), rows=rows,
+            m, d, 2 if options.quick else workload.layer_count(m, d, size), batch_size=batch_size,
             correlation=options.correlation, dtype=getattr(torch, options.dtype), device=device,
         )  # fmt: skip
         workload.set_sparsity(layers, sparsity)
         density = sum(layer.density for layer in layers) / len(layers)
         bound = sum(layer.bytes_read() for layer in layers) / len(layers) / bandwidth / 1e3
-        print(f"\nB={rows} s={sparsity} union {density:.3f}: byte bound {bound:.1f} us")
+        print(f"\nB={batch_size} s={sparsity} union {density:.3f}: byte bound {bound:.1f} us")
         best_gate_up = sweep(gate_up, GATE_UP_NAMES, time_gate_up, layers, device, options)
         best_down = sweep(down, DOWN_NAMES, time_down, layers, device, options)
         for first, second in itertools.product(best_gate_up[:2], best_down[:2]):
@@ -81,10 +80,10 @@ def main() -> None:
 
 
 def sweep(table, names, timer, layers, device, options) -> list[dict]:
-    """Configurations from fast to slow; those that are wrong or do not fit are named and left out."""
+    """Settings from fast to slow; those that are wrong or do not fit are named and left out."""
     found = []
     for values in tqdm(table, disable=None, leave=False):
-        config = configuration(dict(zip(names, values, strict=True)), device, layers[0])
+        config = launch_settings(dict(zip(names, values, strict=True)), device, layers[0])
         try:
             workload.require_correct(
                 str(values), lambda layer, c=config: op(layer, c), layers, tolerance=1e-5
@@ -98,8 +97,8 @@ def sweep(table, names, timer, layers, device, options) -> list[dict]:
     return [dict(zip(names, values, strict=True)) for _, values in found]
 
 
-def configuration(chosen: dict, device, layer) -> dict:
-    """A whole configuration with the chosen values, programs counted for the device."""
+def launch_settings(chosen: dict, device, layer) -> dict:
+    """All launch settings with the chosen values, programs counted for the device."""
     config = tuning.batch_config(device, layer.x.element_size())
     scale = tuning.multiprocessors(device)
     return (
@@ -145,7 +144,7 @@ def time_down(layers, config, device, options) -> float:
 
 
 def time_op(layers, chosen, device, options) -> float:
-    config = configuration(chosen, device, layers[0])
+    config = launch_settings(chosen, device, layers[0])
 
     def step(i):
         layer = layers[i % len(layers)]
@@ -156,18 +155,3 @@ def time_op(layers, chosen, device, options) -> float:
 
 def short(config: dict) -> str:
     return " ".join(f"{key}={value}" for key, value in config.items())
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", default="4096x11008", help="hidden x intermediate size")
-    parser.add_argument("--rows", type=int, nargs="+", default=[2, 8])
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
-    parser.add_argument("--correlation", type=float, default=0.0, help="pairwise, of the rows of x")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--quick", action="store_true", help="one configuration, few runs; works on a CPU")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    workload.run(main)

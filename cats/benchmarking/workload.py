@@ -1,9 +1,9 @@
 """Layers that the benchmarks rotate through, their thresholds, and the check that comes before any timing."""
 
-import argparse
 import math
 import re
-import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from cats_kernels import reference
 from torch import Tensor
 
 from cats import paths
-from cats.benchmarking import timing as benchmarking
-from cats.errors import CatsError
+from cats.benchmarking import timing
+from cats.errors import CatsError, did_you_mean
 from cats.records import record as records
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}  # of a rounded result
 ROTATED_BYTES = 2 * 2**30  # weights cycled through: 40 times the L2 of an H100
+NOT_RECORDED = {"command", "program", "slug", "output"}  # options that change no result
 CLEAR_GAP = 24  # ranks around the quantile in which the widest gap is looked for
 
 
@@ -39,19 +40,19 @@ class Layer:
 
     @property
     def density(self) -> float:
-        """Share of neurons that at least one row keeps."""
+        """Share of neurons that at least one token keeps."""
         return self.keep.any(dim=0).float().mean().item()
 
     @property
     def sparsity(self) -> float:
-        """Share of its activations that a row drops, on average."""
+        """Share of its activations that a token drops, on average."""
         return 1 - self.keep.float().mean().item()
 
     def arguments(self) -> tuple:
         return self.x, self.w_gate, self.w_up, self.w_down_t, self.threshold, self.activation
 
     def bytes_read(self) -> float:
-        """Weight bytes that must be read: the gate, and the rows of up and down that some row needs."""
+        """Weight bytes that must be read: the gate, and of up and down the neurons that some token needs."""
         m, d = self.w_gate.shape
         return m * d * (1 + 2 * self.density) * self.w_gate.element_size()
 
@@ -63,10 +64,10 @@ def layer_count(m: int, d: int, element_size: int, limit: int | None = None) -> 
 
 
 def random_layers(
-    m: int, d: int, count: int, *, rows: int = 1, correlation: float = 0.0, dtype=torch.bfloat16,
+    m: int, d: int, count: int, *, batch_size: int = 1, correlation: float = 0.0, dtype=torch.bfloat16,
     device="cuda", activation: str = "silu", seed: int = 0,
 ) -> list[Layer]:  # fmt: skip
-    """Layers with normal weights; rows of x correlate pairwise by `correlation`. Threshold zero: set it."""
+    """Layers with normal weights and threshold zero; inputs x [batch_size, d] correlate by `correlation`."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape):
@@ -75,7 +76,7 @@ def random_layers(
     layers = []
     for _ in range(count):
         weights = [(normal(m, d) / math.sqrt(d)).to(dtype) for _ in range(3)]
-        x = math.sqrt(correlation) * normal(1, d) + math.sqrt(1 - correlation) * normal(rows, d)
+        x = math.sqrt(correlation) * normal(1, d) + math.sqrt(1 - correlation) * normal(batch_size, d)
         layers.append(make_layer(*weights, x.to(dtype), activation))
     return layers
 
@@ -156,31 +157,18 @@ def shape(text: str) -> tuple[int, int]:
         ) from error
 
 
-def run(main) -> None:
-    """Run a program's main(): what a person can put right is one sentence on stderr and exit status 2."""
-    try:
-        main()
-    except CatsError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def finish(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add the options that every program has, and parse."""
-    parser.add_argument(
-        "--dtype", default="bfloat16", choices=[str(d).removeprefix("torch.") for d in TOLERANCE]
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slug", help="name of the record; default: the device's name")
-    parser.add_argument("--output", type=Path, help="folder of the record; default: data/records")
-    parser.add_argument(
-        "--quick", action="store_true", help="few runs, also on a CPU; no record without --output"
-    )
-    return parser.parse_args()
+def chosen(what: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """`names`, or all of `known` where there are none; CatsError where one is unknown."""
+    known = list(known)
+    for name in names or ():
+        if name not in known:
+            raise CatsError(f"Unknown {what} {name!r}{did_you_mean(name, known)}: use {', '.join(known)}.")
+    return list(names or known)
 
 
 def record(
-    experiment: str, options, rows: list[dict], model: dict, data: dict, started: float, *, suffix: str = ""
+    experiment: str, options: Namespace, rows: list[dict], model: dict, data: dict, started: float, *,
+    suffix: str = "",
 ) -> None:  # fmt: skip
     """Write the record `<device or --slug>[-suffix]`, unless this was a dry run, and say where it is."""
     if options.quick and options.output is None:
@@ -188,7 +176,7 @@ def record(
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     name = " ".join([options.slug or device, Path(suffix).name])
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-    parameters = {key: value for key, value in vars(options).items() if key not in ("slug", "output")}
+    parameters = {key: value for key, value in vars(options).items() if key not in NOT_RECORDED}
     for key in ("model", "corpus"):
         if parameters.get(key):
             parameters[key] = paths.without_folders(parameters[key])
@@ -196,18 +184,18 @@ def record(
         parameters["models"] = [paths.without_folders(name) for name in parameters["models"]]
     path = records.write(
         experiment, slug, parameters=parameters, rows=rows, model=model, data=data, started=started,
-        folder=options.output,
+        folder=Path(options.output) if options.output else None,
     )  # fmt: skip
     print(f"Record: {path.name}")
 
 
 def device_or_quick(quick: bool) -> torch.device:
     """The GPU to measure on; the CPU for a dry run. CatsError where there is neither."""
-    return torch.device("cpu") if quick and not torch.cuda.is_available() else benchmarking.require_gpu()
+    return torch.device("cpu") if quick and not torch.cuda.is_available() else timing.require_gpu()
 
 
-def timed(step, device: torch.device, launch: str, calls: int, quick: bool) -> benchmarking.Timing:
+def timed(step, device: torch.device, launch: str, calls: int, quick: bool) -> timing.Timing:
     """µs a call by CUDA-graph replay ("graph") or launched from Python ("eager"); a CPU has no graphs."""
     if launch == "graph" and device.type == "cuda":
-        return benchmarking.time_graph(step, calls=calls, runs=5 if quick else 30)
-    return benchmarking.time_eager(step, calls=calls, runs=1 if quick else 15)
+        return timing.time_graph(step, calls=calls, runs=5 if quick else 30)
+    return timing.time_eager(step, calls=calls, runs=1 if quick else 15)

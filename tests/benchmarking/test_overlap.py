@@ -4,7 +4,7 @@ import pytest
 import torch
 import toys
 
-from cats import overlap
+from cats.benchmarking import overlap
 from cats.calibration.calibrate import calibrate
 from cats.calibration.observe import Observation
 from cats.core.sparsify import restore
@@ -17,7 +17,7 @@ def toy():
     return model, calibrate(model, toys.batches(), progress=False)
 
 
-def stretches(count: int = 8, length: int = 6, size: int = 2) -> list[dict]:
+def sequences(count: int = 8, length: int = 6, size: int = 2) -> list[dict]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, toys.VOCABULARY, (count, length), generator=generator)
     return [{"input_ids": part} for part in ids.split(size)]
@@ -39,7 +39,7 @@ def masks(model, batches) -> dict[int, torch.Tensor]:
 
 def test_densities_are_those_of_the_masks_counted_one_by_one(toy):
     model, thresholds = toy
-    batches = stretches()
+    batches = sequences()
     rows = overlap.unions(model, thresholds, 0.6, batches, [1, 3])
     keep = masks(model, batches)
     found = {(row["layer"], row["kind"], row["rows"]): row for row in rows}
@@ -63,17 +63,17 @@ def test_densities_are_those_of_the_masks_counted_one_by_one(toy):
 def test_batches_of_any_size_give_the_same(toy):
     model, thresholds = toy
     one, all_at_once = (
-        overlap.unions(model, thresholds, 0.5, stretches(size=size), [1, 4]) for size in (1, 8)
+        overlap.unions(model, thresholds, 0.5, sequences(size=size), [1, 4]) for size in (1, 8)
     )
     for a, b in zip(one, all_at_once, strict=True):
         assert a["union_density"] == pytest.approx(b["union_density"], abs=1e-3)
     restore(model)
 
 
-def test_more_rows_than_tokens_or_stretches_are_refused(toy):
+def test_more_masks_than_tokens_or_sequences_are_refused(toy):
     model, thresholds = toy
-    with pytest.raises(CatsError, match="stretches of as many tokens, not 6"):
-        overlap.unions(model, thresholds, 0.5, stretches(), [8])
-    with pytest.raises(CatsError, match="as many stretches of text, not 2"):
-        overlap.unions(model, thresholds, 0.5, stretches(count=2), [4])
+    with pytest.raises(CatsError, match="sequences of as many tokens, not 6"):
+        overlap.unions(model, thresholds, 0.5, sequences(), [8])
+    with pytest.raises(CatsError, match="as many sequences, not 2"):
+        overlap.unions(model, thresholds, 0.5, sequences(count=2), [4])
     restore(model)

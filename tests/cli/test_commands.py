@@ -1,5 +1,6 @@
 """The command line: what a user gets wrong is one sentence and a failure; what works prints its table."""
 
+import importlib
 import json
 import resource
 import shlex
@@ -14,6 +15,7 @@ from cats import restore, sparsify
 from cats.calibration import checkpoint as checkpoints
 from cats.core.thresholds import Thresholds
 from cats.models import load as models
+from cats_cli import measure
 
 
 @pytest.fixture
@@ -117,6 +119,11 @@ WRONG = {
     "finetune --plan p.yml": "The plan p.yml cannot be read",
     "finetune --lr 1 --plan=p.yml": "--lr is nothing beside --plan",
     "finetune --minutes -1": "at least 0",
+    "measure nosuch": "invalid choice",
+    "measure mlp --sparsity 1.2": "1.2 is no share from 0 to below 1",
+    "measure mlp --quick --shapes 12": "is no shape",
+    "measure mlp --quick --dense dense_eagre": "did you mean dense_eager",
+    "measure decode --new 1": "--new must be at least 2",
     "reproduce nosuch": "no chapter",
     "reproduce --profile nosuch": "no profile",
     "reproduce --profile absent.yml": "no profile",
@@ -244,11 +251,17 @@ def test_the_version_is_the_distributions(capsys):
 def test_help_names_every_command(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for command in ("calibrate", "inspect", "perplexity", "generate", "reproduce"):
-        assert command in out
+    programs = [f"measure {program}" for program in measure.PROGRAMS]
+    for command in ("calibrate", "inspect", "perplexity", "generate", "measure", "reproduce", *programs):
+        assert command.split()[0] in out
         status, shown, _ = run(capsys, f"{command} --help")
         assert status == 0
         assert "example:" in shown
+
+
+def test_every_program_of_measure_is_a_module_of_its_name():
+    for name in measure.PROGRAMS:
+        assert callable(importlib.import_module(f"cats.benchmarking.{name}").measure)
 
 
 def test_inspect_shows_thresholds_by_layer(here, capsys):

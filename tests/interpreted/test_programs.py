@@ -1,15 +1,16 @@
-"""The benchmark programs on toy shapes: they check before they time, and write whole records."""
+"""The programs of `cats measure` on toy shapes: they check before they time, and write whole records."""
 
 import math
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from cats_kernels import centred as centred_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cats.benchmarking import batch, centred_mlp, checks, decode, latency, mlp, overlap, step, tune, workload
-from cats.benchmarking import timing as benchmarking
+import cats_cli
+from cats import cli
+from cats.benchmarking import checks, decode, latency, overlap, timing, workload
 from cats.calibration import calibrate as calibration
 from cats.errors import CatsError
 from cats.models import load as models
@@ -18,9 +19,9 @@ from cats.records import record as records
 CPU = not torch.cuda.is_available()
 
 
-def run(monkeypatch, program, *arguments):
-    monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", "--quick", *map(str, arguments)])
-    program.main()
+def run(program, *arguments):
+    """`cats measure PROGRAM --quick ...`; what a user gets wrong is raised."""
+    cli.measure(cats_cli.parser().parse_args(["measure", program, "--quick", *map(str, arguments)]))
 
 
 def toy_model() -> LlamaForCausalLM:
@@ -33,7 +34,7 @@ def toy_model() -> LlamaForCausalLM:
 
 
 def test_mlp_writes_a_record(monkeypatch, tmp_path, capsys):
-    run(monkeypatch, mlp, "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager", "dense_fused",
+    run("mlp", "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager", "dense_fused",
         "--output", tmp_path)  # fmt: skip
     rows = records.read("mlp_latency", folder=tmp_path).rows
     assert {"dense_best", "dense_fused", "cats", "cats_mask_dense", "cats_gather", "cats_separate"} <= set(
@@ -51,36 +52,36 @@ def test_mlp_writes_a_record(monkeypatch, tmp_path, capsys):
 
 
 def test_around_centres_at_the_same_bytes(monkeypatch, tmp_path):
-    run(monkeypatch, centred_mlp, "--shapes", "16x128", "--sparsity", 0.5, "--dense", "dense_eager",
+    run("centred", "--shapes", "16x128", "--sparsity", 0.5, "--dense", "dense_eager",
         "--output", tmp_path)  # fmt: skip
     rows = records.read("mlp_latency", folder=tmp_path).rows.set_index("variant")
     assert {"dense_best", "cats", "centred"} <= set(rows.index)
     cats, around = (rows.loc[[name]].iloc[0] for name in ("cats", "centred"))
     assert around.bytes_mb == pytest.approx(cats.bytes_mb, rel=0.2), "as near as ranks of 128 neurons allow"
     assert around.union_density < cats.union_density and around.relative_error < 1e-2
-    monkeypatch.setattr(centred_mlp.centred, "centred_mlp", lambda x, *rest: torch.zeros_like(x))
+    monkeypatch.setattr(centred_kernel, "centred_mlp", lambda x, *rest: torch.zeros_like(x))
     with pytest.raises(CatsError, match="centred is wrong by"):
-        run(monkeypatch, centred_mlp, "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager")
+        run("centred", "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager")
     with pytest.raises(CatsError, match="leaves no neuron beside A"):
-        run(monkeypatch, centred_mlp, "--shapes", "16x64", "--sparsity", 0.9, "--dense", "dense_eager")
+        run("centred", "--shapes", "16x64", "--sparsity", 0.9, "--dense", "dense_eager")
 
 
-def test_rows_together_and_configurations(monkeypatch, tmp_path, capsys):
-    run(monkeypatch, batch, "--shape", "16x64", "--rows", 3, "--sparsity", 0.5, "--dense", "dense_eager",
+def test_batches_and_launch_settings(monkeypatch, tmp_path, capsys):
+    run("batch", "--shape", "16x64", "--batch-sizes", 3, "--sparsity", 0.5, "--dense", "dense_eager",
         "--output", tmp_path)  # fmt: skip
     rows = records.read("mlp_latency", folder=tmp_path).rows
     cats = rows[rows.variant == "cats"].set_index("correlation").union_density
     assert (rows.batch == 3).all()
-    assert cats[0.9].mean() < cats[0.0].mean(), "rows alike need fewer neurons together"
-    run(monkeypatch, tune, "--shape", "16x64", "--rows", 2, "--sparsity", 0.5)
+    assert cats[0.9].mean() < cats[0.0].mean(), "inputs alike need fewer neurons together"
+    run("tune", "--shape", "16x64", "--batch-sizes", 2, "--sparsity", 0.5)
     assert "gate_up" in capsys.readouterr().out
 
 
 def test_a_wrong_kernel_is_not_reported(monkeypatch, tmp_path):
     wrong = {"cats": (lambda x, *rest: torch.zeros_like(x), ("eager",), None)}
-    monkeypatch.setattr(latency, "sparse_variants", lambda rows: wrong)
+    monkeypatch.setattr(latency, "sparse_variants", lambda batch_size: wrong)
     with pytest.raises(CatsError, match="cats is wrong by"):
-        run(monkeypatch, mlp, "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager",
+        run("mlp", "--shapes", "16x64", "--sparsity", 0.5, "--dense", "dense_eager",
             "--output", tmp_path)  # fmt: skip
     assert not list(tmp_path.iterdir())
 
@@ -91,7 +92,7 @@ def test_nan_is_wrong():
 
 @pytest.mark.parametrize("sparsity", (0.0, 0.3, 0.9))
 def test_thresholds_are_exact_quantiles(sparsity):
-    layers = workload.random_layers(4096, 16, 2, rows=1, dtype=torch.float32, device="cpu")
+    layers = workload.random_layers(4096, 16, 2, dtype=torch.float32, device="cpu")
     workload.set_sparsity(layers, sparsity)
     for layer in layers:
         assert abs(layer.sparsity - sparsity) <= workload.CLEAR_GAP / 4096
@@ -108,7 +109,7 @@ def test_decoding_writes_a_record(monkeypatch, tmp_path):
     net = toy_model()
     info = {"id": "toy", "weights": "random", "parameters": 0}
     monkeypatch.setattr(models, "load", lambda *_, **__: models.LoadedModel(net, None, info))
-    run(monkeypatch, decode, "--models", "llama-2-7b", "--dtype", "float32", "--prompt", 8, "--new", 4,
+    run("decode", "--models", "llama-2-7b", "--dtype", "float32", "--prompt", 8, "--new", 4,
         "--sparsity", 0.5, "--dense", "generate_eager", "loop", "--sparse", "generate_greedy", "loop",
         "--output", tmp_path)  # fmt: skip
     rows = records.read("decode", folder=tmp_path).rows
@@ -136,7 +137,7 @@ def test_a_step_by_its_kernels(monkeypatch, tmp_path):
     net = toy_model()
     info = {"id": "toy", "weights": "random", "parameters": 0}
     monkeypatch.setattr(models, "load", lambda *_, **__: models.LoadedModel(net, None, info))
-    run(monkeypatch, step, "--dtype", "float32", "--prompt", 8, "--new", 7, "--sparsity", 0.5,
+    run("step", "--dtype", "float32", "--prompt", 8, "--new", 7, "--sparsity", 0.5,
         "--output", tmp_path)  # fmt: skip
     rows = records.read("decode_step", folder=tmp_path).rows
     for sparsity in (0.0, 0.5):
@@ -148,17 +149,16 @@ def test_a_step_by_its_kernels(monkeypatch, tmp_path):
 def test_kernels_that_overlap_are_counted_once():
     step = [(0, 10, "a"), (8, 15, "b"), (18, 20, "c")]  # b waits for a, then adds 5; idle from 15 to 18
     events = [(start + at, end + at, name) for at in (0, 30, 60) for start, end, name in step]
-    found = benchmarking._one_step(events, 3)
+    found = timing._one_step(events, 3)
     assert [each["us"] for each in found] == [10, 5, 2]
     assert [each["gap_us"] for each in found] == [10, 0, 3], "the gap before a: from the step before"
     with pytest.raises(CatsError, match="do not repeat"):
-        benchmarking._one_step([*events[:-1], (78, 80, "d")], 3)
+        timing._one_step([*events[:-1], (78, 80, "d")], 3)
 
 
 def test_a_report_of_the_checks(monkeypatch, tmp_path, capsys):
     run(
-        monkeypatch,
-        checks,
+        "checks",
         "--tools",
         "plain",
         "--select",
@@ -168,7 +168,7 @@ def test_a_report_of_the_checks(monkeypatch, tmp_path, capsys):
     )
     row = records.read("checks", folder=tmp_path).rows.iloc[0]
     assert (row.file, row.outcome) == (
-        "kernel_checks",
+        "test_kernels",
         "passed",
     ) and "1 of 1 passed" in capsys.readouterr().out
 

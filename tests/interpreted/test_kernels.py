@@ -1,4 +1,4 @@
-"""What the Triton kernels must do, on a GPU or in Triton's interpreter; `test_kernels.py` starts it."""
+"""What the Triton kernels of the gated MLP must do, of CATS and of the centred rule."""
 
 import math
 
@@ -342,7 +342,7 @@ def test_around_centres_several_rows_are_dense_products():
         (1, lambda w_gate: w_gate[:, :-1], r"w_gate is|ask for"),
     ],
 )
-def test_around_centres_what_does_not_fit_is_told(place, wrong, reason):
+def test_around_centres_what_does_not_fit_is_said(place, wrong, reason):
     arguments = list(centred_case(20, 32))
     arguments[place] = wrong(arguments[place])
     with pytest.raises(ValueError, match=reason):
