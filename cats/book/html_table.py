@@ -14,12 +14,13 @@ ABSENT = "–"
 _NUMBER = re.compile(r"[±+−]? ?[\d.,]+ ?%?|" + ABSENT)
 _INTERVAL = re.compile(rf"[+−]?[\d.,]+\s?%?( ± [\d.,]+| \[[^\]]*\])|{ABSENT}")
 _SHORT = 28  # characters
+_FOLDED = 10  # rows: a longer table is folded
 
 
 class Table:
     """A DataFrame for display: HTML in a wrapper that scrolls sideways, plain text elsewhere.
 
-    The first column names the rows. `formats` maps a column to a format string such as "{:.3f}", or to a
+    The first column names the rows; a table of more than ten is folded. `formats` maps a column to a format string such as "{:.3f}", or to a
     function of the value; missing values show as a dash. `caption` says what the table shows; a screen
     reader reads it as the name of the scrolling box. Raises CatsError where a format names no column.
     """
@@ -58,7 +59,10 @@ class Table:
         styler.columns.name = html.escape(self.frame.columns[0])
         table = _plain(styler.to_html(), list(classes.values()))
         label = html.escape(self.caption or "table")
-        return f'<div class="cats-table" role="region" tabindex="0" aria-label="{label}">\n{table}</div>'
+        box = f'<div class="cats-table" role="region" tabindex="0" aria-label="{label}">\n{table}</div>'
+        if len(self.frame) <= _FOLDED:
+            return box
+        return f'<details class="cats-all"><summary>All values: {label}</summary>\n{box}</details>'
 
     def __repr__(self) -> str:
         table = self.frame.to_string(index=False)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cats.book.analysis import decoding as steps
+from cats.book.analysis import decoding_step as steps
 from cats.errors import CatsError
 from cats.records import record as records
 

@@ -29,6 +29,12 @@ def test_the_box_scrolls_by_keyboard_and_has_the_name_of_the_table():
     assert html(frame).find("caption") is None and html(frame).div["aria-label"] == "table"
 
 
+def test_a_long_table_is_folded_under_its_caption():
+    short, long = (pd.DataFrame({"n": [str(n) for n in range(rows)], "v": 1.0}) for rows in (10, 11))
+    assert html(short).find("details") is None
+    assert html(long, caption="Losses").details.summary.text == "All values: Losses"
+
+
 def test_rows_and_columns_may_have_the_same_label_and_no_id_repeats():
     page = html(pd.DataFrame({"rule": ["cats", "cats"], "loss": [1.0, 2.0]}))
     assert [row.th.text + row.td.text for row in page.tbody.find_all("tr")] == ["cats1.0", "cats2.0"]

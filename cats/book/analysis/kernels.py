@@ -98,7 +98,7 @@ def on_paper_gpu(published: pd.DataFrame, method: str, sparsity: float = 0.5) ->
 
 
 def ways(measured: Measured) -> Table:
-    """Ways to the same result at 50 %: bytes moved over those of dense, and µs here and on the paper's GPU."""
+    """Ways to the same result at 50 %: bytes over those of dense, and µs here and on the paper's GPU."""
     shape = measured.rows["shape"].iloc[0]
     rows = measured.rows[measured.rows["shape"] == shape]
     published = _published()

@@ -8,6 +8,17 @@ import pandas as pd
 from cats import criteria
 from cats.records import record as records
 
+MODELS = {  # as their makers write them, by the names of records
+    "smollm2-135m": "SmolLM2-135M",
+    "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B",
+    "gemma-3-270m": "Gemma-3-270M",
+}
+
+
+def model_name(slug: str) -> str:
+    """A model as its makers write it, by its name in records; the name itself where it is not known."""
+    return MODELS.get(slug, slug)
+
 
 def find(experiment: str, slug: str) -> records.Record | None:
     """The newest record <experiment>-<slug>, None where there is none; CatsError for a damaged file."""
