@@ -20,9 +20,10 @@ _FOLDED = 10  # rows: a longer table is folded
 class Table:
     """A DataFrame for display: HTML in a wrapper that scrolls sideways, plain text elsewhere.
 
-    The first column names the rows; a table of more than ten is folded. `formats` maps a column to a format string such as "{:.3f}", or to a
-    function of the value; missing values show as a dash. `caption` says what the table shows; a screen
-    reader reads it as the name of the scrolling box. Raises CatsError where a format names no column.
+    The first column names the rows; a table of more than ten is folded. `formats` maps a column to a format
+    string such as "{:.3f}", or to a function of the value; missing values show as a dash. `caption` says what
+    the table shows; a screen reader reads it as the name of the scrolling box. Raises CatsError where a
+    format names no column.
     """
 
     def __init__(

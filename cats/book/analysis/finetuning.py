@@ -101,8 +101,8 @@ def box(slugs: Sequence[str]) -> Box:
         answer = (
             f"On {run_name(slug)} {title(method)} ends {row.after:+.3f} nats from a dense model that was "
             f"trained alike ({row.low:+.3f} to {row.high:+.3f}, {spread}), where it began at "
-            f"{row.before:+.3f}; ReLUfication ends at {relu.after:+.3f}, from {relu.before:+.3f}. The order of "
-            "Figure 2 holds: CATS begins near the dense model, ReLUfication far away."
+            f"{row.before:+.3f}; ReLUfication ends at {relu.after:+.3f}, from {relu.before:+.3f}. "
+            "The order of Figure 2 holds: CATS begins near the dense model, ReLUfication far away."
             if relu.before > row.before and relu.after > row.after
             else f"On {run_name(slug)} the order of Figure 2 does not hold."
         )
