@@ -61,8 +61,8 @@ def box(held: pd.DataFrame) -> Box:
     if phrases:
         answer = (
             f"At 50% gate sparsity, without training, the mean accuracy over the paper's eight tasks is this "
-            f"share of the dense model's, with its 95% interval: {listed(phrases)}. The paper reports about "
-            "99% for its 7B models."
+            f"share of the dense model's, with its 95% interval: {listed(phrases)}. The paper's values for "
+            f"Llama-2-7B are {_reported('CATS', 0.5) / _reported('dense', 0.0):.1%}."
         )
     return Box(
         "How much of its zero-shot accuracy does a model keep under CATS?",
@@ -199,3 +199,8 @@ def comparisons(mean: pd.DataFrame, model: dict, setting: str) -> list[Compariso
             )
         )
     return found
+
+
+def _reported(method: str, sparsity: float, model: str = "Llama-2-7B") -> float:
+    keys = {"model": model, "method": method, "gate_sparsity": sparsity, "quantity": "mean accuracy"}
+    return float(paper.reported("zero_shot", **keys))
