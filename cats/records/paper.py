@@ -15,8 +15,8 @@ COLUMNS = (
 EVIDENCE = {
     "R": "read in the reference repository",
     "A": "computed from the repository's published artefacts",
-    "S": "stated in the abstract or in the authors' rebuttal",
-    "N": "third-party notes on the paper's last version",
+    "S": "stated in the abstract, in the rebuttal or elsewhere in the discussion with the reviewers",
+    "N": "third-party notes on a paper whose own text was not at hand",
     "P": "read in a later paper",
     "C": "stated by the makers of the model",
     "D": "derived by arithmetic",
