@@ -4,7 +4,7 @@ import torch
 from cats_kernels import cats_mlp, decode, tuning
 from tqdm import tqdm
 
-from cats.benchmarking import dense, naive, workload
+from cats.benchmarking import dense, naive, published, workload
 
 # A 16-bit gate puts neurons at the threshold on its other side: up to 7e-2 of the norm of y.
 TOLERANCE_16_BIT_GATE = 0.1
@@ -60,6 +60,8 @@ class Bench:
     def sparse(self, sparsity: float, names=None) -> None:
         """Time the CATS variants at the thresholds that the layers have now."""
         wanted = sparse_variants(len(self.layers[0].x))
+        shape = *self.layers[0].w_gate.shape, len(self.layers[0].x)
+        wanted |= published.variants(*shape, tolerance=TOLERANCE_16_BIT_GATE)
         for name in names or wanted:
             function, launches, tolerance = wanted[name]
             error = workload.require_correct(
