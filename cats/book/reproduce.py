@@ -222,6 +222,7 @@ def _execute(name: str, notebook, partial: Path, parameters: dict, folder: Path,
         kernel_name="python3",
         language="python",
         progress_bar=progress and sys.stderr.isatty(),
+        start_timeout=600,  # seconds: a busy machine takes minutes to start one
         cwd=folder,
         extra_arguments=processes.kernel_arguments(),
     )

@@ -117,7 +117,7 @@ class CatsMLP(nn.Module):
     """A gated MLP y = (CATS_t(act(x W_gate)) * (x W_up)) W_down; holds the children of the one it replaces.
 
     `threshold`: fp32 buffer, [] or [m], which stays fp32 when the model is cast. `prefill`: "masked" masks
-    every token (the paper), "dense" leaves calls with more than one token a sequence unmasked. `observer`,
+    every token (the paper), "dense" leaves prompts unmasked (`cats.core.prefill`). `observer`,
     when set, is called with z = act(x W_gate) (in fp32 for 16-bit models) and x W_up, both [..., m], before
     masking. `combine`, when set, computes CATS_t(act(gate)) * up from gate and up, [..., m], instead of this
     module: `cats.masking` counts and applies its policies there.
@@ -134,6 +134,7 @@ class CatsMLP(nn.Module):
         self.layout = layout
         self.activation = layout.activation
         self.prefill = prefill
+        self.reading_prompt: bool | None = None  # None: not known, see cats.core.prefill
         self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.combine: Callable[[Tensor, Tensor], Tensor] | None = None
         for name, child in dense.named_children():
@@ -197,8 +198,11 @@ class CatsMLP(nn.Module):
         )
 
     def masks(self, x: Tensor) -> bool:
-        """Whether a call with x [..., T, ·] masks: not if T > 1 and `prefill` is "dense"."""
-        return self.prefill == "masked" or x.ndim == 1 or x.shape[-2] == 1
+        """Whether a call with x [..., T, ·] masks: not where `prefill` is "dense" and it reads a prompt."""
+        if self.prefill == "masked":
+            return True
+        several = x.ndim > 1 and x.shape[-2] > 1
+        return not (several if self.reading_prompt is None else self.reading_prompt)
 
     def _gate_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate = getattr(self, self.layout.gate)(x)

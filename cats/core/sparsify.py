@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cats.core.activation import CatsMLP
 from cats.core.centred import CentredMLP
 from cats.core.config import CatsConfig
+from cats.core.prefill import watch_prompts
 from cats.core.structure import GatedMLP, cats_mlps, find_gated_mlps, places
 from cats.core.thresholds import Thresholds, sparsities
 from cats.errors import CatsError
@@ -38,7 +39,7 @@ def sparsify(
     """Replace every gated MLP of `model` by one that drops the share `sparsity` of its gate activations.
 
     `sparsity`: gate sparsity in [0, 1), one for all layers or one per layer; 0 computes what the dense model
-    does. `prefill`: "masked" masks every token, "dense" leaves calls with more than one token unmasked. A
+    does. `prefill`: "masked" masks every token, "dense" leaves prompts unmasked (`cats.core.prefill`). A
     model that is sparse already gets the new thresholds. Peak memory: the model and one W_down. Raises
     CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
     """
@@ -108,6 +109,7 @@ def restore(model: nn.Module) -> nn.Module:
             ).copy_(weight.data)
         dense.train(module.training)
         setattr(parent, name, dense)
+    watch_prompts(model)
     describe(model, None)
     return model
 
@@ -128,6 +130,7 @@ def swap_in(
             parent, _, name = mlp.name.rpartition(".")
             setattr(model.get_submodule(parent), name, module)
         modules.append(module)
+    watch_prompts(model)
     return modules
 
 
@@ -136,6 +139,7 @@ def swap_out(model: nn.Module, mlps: Sequence[GatedMLP]) -> None:
     for mlp in mlps:
         parent, _, name = mlp.name.rpartition(".")
         setattr(model.get_submodule(parent), name, mlp.module)
+    watch_prompts(model)
 
 
 def store_by_columns(module: CatsMLP) -> None:

@@ -129,13 +129,15 @@ def test_gradients_through_the_module():
     assert module.threshold.grad is None and not module.threshold.requires_grad
 
 
-def test_dense_prefill_leaves_long_calls_alone():
+def test_dense_prefill_leaves_prompts_alone():
     model = toy()
-    dense = model(tokens()).logits
+    dense = model(tokens())
     sparsify(model, constant_thresholds(model), 0.3, prefill="dense")
-    assert torch.equal(model(tokens()).logits, dense)
+    read = model(tokens())
+    assert torch.equal(read.logits, dense.logits)
     step = tokens(length=1)
-    assert not torch.equal(model(step).logits, toy()(step).logits)
+    found = model(step, past_key_values=read.past_key_values).logits
+    assert not torch.equal(found, toy()(step, past_key_values=dense.past_key_values).logits)
 
 
 def test_threshold_stays_fp32_when_the_model_is_cast():
