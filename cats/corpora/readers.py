@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +19,8 @@ from cats.corpora.package_docs import package_docs
 from cats.errors import CatsError
 from cats.models.archives import SOURCES
 from cats.models.fetch import fetch
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can hold it, UTF-8 cannot
 
 
 def python_docs() -> tuple[list[tuple[str, str]], dict]:
@@ -68,13 +71,15 @@ def read_file(path: Path, field: str) -> tuple[list[tuple[str, str]], dict]:
 def read_rows(path: Path, *fields: str) -> tuple[list[tuple[str, ...]], dict]:
     """The text fields of each row of a file, stripped, in order; in a .txt file each field is its text.
 
-    Raises CatsError for a file that cannot be read, has no text in it, or a row without one of the fields.
+    A byte order mark is left out. Half a surrogate pair, which is no character, becomes U+FFFD; how many were
+    replaced is said on stderr, and kept in what is returned beside the rows. Raises CatsError for a file that
+    cannot be read, has no text in it, or a row without one of the fields.
     """
     if not path.is_file():
         raise CatsError(f"There is no corpus file {path}: check the path.")
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             if path.name.endswith((".jsonl", ".jsonl.gz")):
                 rows = [
                     _json_texts(line, number, path, fields)
@@ -84,17 +89,22 @@ def read_rows(path: Path, *fields: str) -> tuple[list[tuple[str, ...]], dict]:
             else:
                 texts = re.split(r"\n(?:[ \t]*\n){2,}", file.read())
                 rows = [(text.strip(),) * len(fields) for text in texts]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise CatsError(f"The corpus file {path.name} cannot be read as UTF-8 text ({error}).") from error
     if not any(map(any, rows)):
         raise CatsError(f"The corpus file {path.name} is empty: give a file with text in it.")
-    return rows, {"name": path.name, "licence": "local file"}
+    info = {"name": path.name, "licence": "local file"}
+    if halves := sum(len(_HALF.findall(text)) for row in rows for text in row):
+        rows = [tuple(_HALF.sub("\ufffd", text) for text in row) for row in rows]
+        info["replaced_characters"] = halves
+        print(f"{path.name}: {halves} halves of surrogate pairs were replaced by U+FFFD.", file=sys.stderr)
+    return rows, info
 
 
 def _json_texts(line: str, number: int, path: Path, fields: Sequence[str]) -> tuple[str, ...]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CatsError(f"Line {number} of {path.name} is not JSON: the file may be truncated.") from error
     for field in fields:
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
