@@ -1,8 +1,10 @@
 """One streaming pass over text gives the quantiles of |z| for every layer and every sparsity (sec. 4.1)."""
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +47,15 @@ def calibrate(
     Every token that the attention mask does not mark as padding counts, prompt and BOS included; `skip_first`
     leaves out that many at the start of each row. `per`: one threshold a "layer" (the paper) or a "neuron".
     `weights` [L, m]: quantiles of |z| weights instead, each neuron's threshold being t / weight. `source`:
-    {"model": …, name and hash of the corpus, …}, kept with the thresholds. The model is left as it was; one
+    {"model": …, name and hash of the corpus, …}, kept with the thresholds; NumPy's and torch's numbers become
+    Python's, paths text. The model is left as it was; one
     that is sparsified already is measured as it computes, with its masks. Memory, whatever the number of
     tokens: 1.6 MB a layer, or 2 kB a neuron. `checkpoint`: a file from which the same call goes on after an
     interruption, to bit-identical thresholds; remove it once they are saved. Raises CatsError for wrong
     options, a foreign or damaged checkpoint, no tokens, and activations that are not finite.
     """
     mlps = find_gated_mlps(model)
+    source = _plain(source or {}, "source")
     widths = [mlp.intermediate_size for mlp in mlps]
     if per not in PER:
         raise CatsError(f"Thresholds per {per!r} do not exist: use one of {', '.join(PER)}.")
@@ -102,7 +106,7 @@ def calibrate(
         _grid_error(c, grid, v, binning, weights is not None) for c, v in zip(counts, values, strict=True)
     ]
     return Thresholds(
-        **_provenance(source or {}, model, mlps, signs, skip_first),
+        **_provenance(source, model, mlps, signs, skip_first),
         criterion=_criterion(per, weights is not None),
         tokens=tokens,
         grid=grid,
@@ -200,6 +204,24 @@ def _provenance(source: dict, model: nn.Module, mlps: list[GatedMLP], signs: str
             **{key: source[key] for key in _POLICY if key in source},
         },
     }
+
+
+def _plain(value, name: str):
+    """What JSON can hold of a value that a caller notes; CatsError, before any text is read, for the rest."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), name)
+    if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise CatsError(
+        f"{name} is {value!r}, which a thresholds file cannot keep: give text, a finite number, or a list or "
+        "dict of these."
+    )
 
 
 def _device(mlp: GatedMLP) -> torch.device:
