@@ -27,6 +27,16 @@ def made(folder: Path) -> Path:
     return folder
 
 
+def check_writable(folder: Path) -> None:
+    """CatsError where `folder` could not be made or written to; nothing is made for it."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        why = "file exists" if there == folder.absolute() else "not a directory"
+        raise CatsError(f"The folder {folder} cannot be made ({why}): name another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CatsError(f"The folder {there} cannot be written to: name another.")
+
+
 def in_clone(path: Path) -> Path:
     """`path`, one of the above; CatsError where the library is installed without the repository around it."""
     if not _IN_CLONE:

@@ -166,7 +166,7 @@ def _finetune(command) -> None:
         ("tuning", str, "lora", "T", "lora or full"),
         ("train", str, "python-docs", "TEXT", "a corpus, task:<name>, sampled:<texts>, or a file"),
         ("heldout", str, "shakespeare", "TEXT", "text of another source, to measure on"),
-        ("heldout-rows", count, 8, "N", "sequences to measure on"),
+        ("heldout-rows", count, 64, "N", "sequences to measure on, 60 or more to tell methods apart"),
         ("distil", float, 0.0, "W", "weight of the KL divergence from the dense model"),
         ("anneal", float, 0.0, "X", "share of the steps over which sparsity rises"),
         ("recalibrate", int, 0, "N", "tokens to estimate thresholds on once more at the end"),

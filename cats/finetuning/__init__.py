@@ -2,6 +2,6 @@
 
 from cats.finetuning.data import TrainingText, load
 from cats.finetuning.recipe import Recipe
-from cats.finetuning.run import Outcome, finetune, save
+from cats.finetuning.run import Trained, finetune, save
 
-__all__ = ["Outcome", "Recipe", "TrainingText", "finetune", "load", "save"]
+__all__ = ["Recipe", "Trained", "TrainingText", "finetune", "load", "save"]

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import TorchDynamoPlugin
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from cats import criteria
 from cats.core.centred import CentredMLP
 from cats.core.config import CatsConfig
 from cats.core.sparsify import describe, restore, store_by_columns
@@ -21,6 +22,7 @@ from cats.errors import CatsError
 from cats.finetuning.recipe import Recipe
 from cats.models import load as models
 
+BACKEND = "inductor"  # that layers are compiled with
 _ATTENTION = ("q_proj", "v_proj", "qkv_proj")  # of those, what a model has: query and value, as in the paper
 
 
@@ -150,8 +152,12 @@ def as_relu(model: nn.Module) -> nn.Module:
     return model
 
 
-def rule_fit(recipe: Recipe, model: nn.Module, batches, source: dict) -> Fit | None:
-    """The recipe's rule calibrated on `batches`; None for the dense model."""
-    if not recipe.sparse:
-        return None
-    return criteria.rule(recipe.rule).calibrate(model, batches, source=source)
+@contextmanager
+def compiled_layers(state: AcceleratorState) -> Iterator[None]:
+    """Let Accelerate compile the layers of the models that it prepares meanwhile: one graph for all."""
+    before = state.dynamo_plugin
+    state.dynamo_plugin = TorchDynamoPlugin(backend=BACKEND, use_regional_compilation=True)
+    try:
+        yield
+    finally:
+        state.dynamo_plugin = before

@@ -1,10 +1,7 @@
-"""When a run measures, saves and stops, and the checkpoint that it goes on from."""
+"""When a run measures, saves and stops."""
 
-import json
-import shutil
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -71,26 +68,3 @@ class Grid(TrainerCallback):
         """What the first process says: every one must stop at the same step."""
         flag = torch.tensor([float(late)], device=self.trainer.args.device)
         return bool(self.trainer.accelerator.gather(flag)[0] > 0)
-
-
-def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
-    """The newest whole checkpoint of a run: Trainer writes its state last, so one without was interrupted."""
-    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for checkpoint in reversed(found):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if all((checkpoint / name).is_file() for name in states):
-            return checkpoint
-    return None
-
-
-def keep_last_only(folder: Path, processes: int) -> None:
-    """Remove the checkpoints of a finished run but the newest, from which a longer run would go on."""
-    last = last_checkpoint(folder, processes)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if last is not None and checkpoint != last:
-            shutil.rmtree(checkpoint)
-    shutil.rmtree(folder / "gathered", ignore_errors=True)

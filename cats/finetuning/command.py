@@ -1,9 +1,11 @@
 """The command `cats finetune`: one comparison from the command line, or a plan."""
 
+import re
 from argparse import Namespace
 from pathlib import Path
 
 from cats import paths
+from cats.errors import CatsError
 from cats.evaluation.distributed import join
 from cats.finetuning import compare, plan
 
@@ -16,26 +18,33 @@ _OWN = ("model", "device", "train", "heldout", "heldout_rows", "data_dir", "save
 
 def main(given: Namespace) -> None:
     """Check everything first, then train; `given` as `cats_cli` parses it."""
+    empty = [name for name, value in vars(given).items() if value == "" and name != "best"]
+    if empty:
+        raise CatsError(f"--{empty[0].replace('_', '-')} is empty: give it a value, or leave it out.")
     wanted = _wanted(given)
+    output = Path(given.output)
+    folder = Path(given.records) if given.records else output
+    for each in (output, folder, *(output / comparison.record for comparison in wanted)):
+        paths.check_writable(each)
     for line in plan.check(wanted):
         if given.dry_run:
             print(line)
     if given.dry_run:
         return
-    crew = join(wanted[0].device)
-    output = paths.made(Path(given.output))
-    folder = paths.made(Path(given.records)) if given.records else None
-    done = compare.execute(wanted, output, crew=crew, minutes=given.minutes, records_folder=folder)
-    if crew.leads:
+    processes = join(wanted[0].device)
+    paths.made(output)
+    paths.made(folder)
+    done = compare.execute(wanted, output, processes=processes, minutes=given.minutes, records_folder=folder)
+    if processes.leads:
         print("Everything is recorded." if done else "Time is up: the same command goes on.")
-    crew.leave()
+    processes.leave()
 
 
 def _wanted(given: Namespace) -> list[plan.Comparison]:
     if given.plan:
         return plan.read(Path(given.plan), device=given.device, data_dir=given.data_dir)
     values = {name: getattr(given, name) for name in (*_RECIPE, *_OWN)}
-    slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in given.model.lower()).strip("-.")
+    slug = re.sub(r"[^a-z0-9._-]+", "-", given.model.lower())[-80:].strip("-._") or "model"
     values |= {"record": slug, "methods": given.method, "seeds": [given.seed]}
     if given.rows_at_once is None:
         halved = (1, 2, 8) if given.unequal else (1,)  # what some methods' batches are divided by

@@ -26,6 +26,7 @@ _TASKS = {
     "piqa": ("Is the second way the better one?", "{goal} First: {sol1} Second: {sol2}", "label"),
 }
 ANSWERS = ("no", "yes")
+FEWEST = 60  # rows held out, where as many are asked for: fewer cannot tell methods apart
 _PIECES = 64
 _IGNORED = -100  # a label that no loss counts
 
@@ -80,6 +81,7 @@ def load(
     sequence_length: int,
     seed: int = 0,
     heldout_rows: int = 64,
+    heldout_split: str = "test",
     documents: int | None = None,
     data_dir: str | None = None,
 ) -> TrainingText:
@@ -87,9 +89,9 @@ def load(
 
     Names: a corpus of `cats.corpora`, or instructions: "task:sst2", "task:boolq", "task:cola", "task:piqa"
     from mirrors in `data_dir`, or a .jsonl file with "instructions" in its name and the fields `prompt` and
-    `response`. Rows depend on `seed` alone, not on how many are taken: a longer run begins as a shorter one.
-    Raises CatsError for unknown names, mixed forms, too little text, and a held-out text that is the training
-    text.
+    `response`. `heldout_split`: of a corpus by name, "all" where nothing else is read from it. Rows depend on
+    `seed` alone, not on how many are taken: a longer run begins as a shorter one. Raises CatsError for
+    unknown names, mixed forms, too little text, and a held-out text that is the training text.
     """
     instructions = is_instructions(name)
     if instructions != is_instructions(heldout):
@@ -100,7 +102,7 @@ def load(
     else:
         units, about = _documents(name, "train", documents)
         units = _pieces(units) if len(units) < _PIECES // 4 else units
-        measured, about_heldout = _documents(heldout, "test", None)
+        measured, about_heldout = _documents(heldout, heldout_split, None)
     if about["sha256"] == about_heldout["sha256"]:
         raise CatsError(f"{heldout} is the training text itself: hold out another one.")
 
@@ -118,9 +120,14 @@ def load(
     if not indomain:
         raise CatsError(f"{name} is too short to keep a row of {sequence_length} tokens out of training.")
     train, passes = _stream(list(rest), encoded, rows, seed, name)  # documents that were not looked at
-    held = list(islice(encoded(random.Random(0).sample(measured, len(measured))), heldout_rows))
-    if not held:
+    measured_rows = list(islice(encoded(random.Random(0).sample(measured, len(measured))), heldout_rows))
+    if not measured_rows:
         raise CatsError(f"{heldout} is shorter than one row of {sequence_length} tokens: use a shorter row.")
+    if len(measured_rows) < min(heldout_rows, FEWEST):
+        raise CatsError(
+            f"{heldout} has {len(measured_rows)} rows of {sequence_length} tokens where {heldout_rows} are "
+            "asked for: hold out a longer text, or use shorter rows."
+        )
     info = {
         "train": about,
         "heldout": about_heldout,
@@ -130,13 +137,13 @@ def load(
         "train_sha256": _digest(train),
         "passes_begun": passes,
         "indomain_rows": len(indomain),
-        "heldout_rows": len(held),
-        "heldout_sha256": _digest(held),
+        "heldout_rows": len(measured_rows),
+        "heldout_sha256": _digest(measured_rows),
         "loss": "response only" if instructions else "every token of packed text",
         "order_seed": seed,
     }
     answers = _answers(units, tokenizer) if instructions else []
-    return TrainingText(Rows(train), Rows(indomain), Rows(held), info, answers)
+    return TrainingText(Rows(train), Rows(indomain), Rows(measured_rows), info, answers)
 
 
 def collate(rows: list[tuple[list[int], int]], pad: int) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def write(folder: Path, *, rows: int, test: int, words: int = 12, seed: int = 0)
             shown = " ".join(text[start : start + words])
             prompt = TEMPLATE.format(instruction=INSTRUCTION, text=shown)
             lines.append(json.dumps({"prompt": prompt, "response": ANSWERS[number % 2]}) + "\n")
-        path = folder / f"told-apart-instructions-{split}.jsonl"
+        path = folder / f"docs-or-play-instructions-{split}.jsonl"
         write_atomically(path, "".join(lines).encode())
         paths[split] = str(path)
     return paths

@@ -1,6 +1,7 @@
 """A comparison of methods that are fine-tuned alike, from a YAML plan or the command line."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,12 @@ from cats import paths
 from cats.core.accounting import account
 from cats.core.thresholds import Thresholds
 from cats.corpora import corpus as corpora
-from cats.corpora import sampled as sampling
+from cats.corpora import sampled
 from cats.corpora.readers import HUB, LOCAL
 from cats.errors import CatsError
-from cats.evaluation import plan_file as plan_files
+from cats.evaluation import plan_file
 from cats.finetuning import data
-from cats.finetuning.recipe import Recipe
+from cats.finetuning.recipe import MOST, Recipe
 from cats.models import load as models
 
 _RECIPE = {field.name for field in dataclasses.fields(Recipe)} - {"rule", "sparsity", "seed"}
@@ -33,8 +34,8 @@ _INNER = {
 class Comparison:
     """One model under several methods and seeds on one text; `record` is the slug of the record.
 
-    `calibration`: {corpus, split, tokens, sequence_length}, of a corpus or a task; `thresholds`: a file in
-    its place, for cats.
+    `heldout_split`: "test", or "all" of a corpus from which nothing else is read. `calibration`: {corpus,
+    split, tokens, sequence_length}, of a corpus or a task; `thresholds`: for cats, a file in its place.
     `zero_shot`: {tasks, documents}, measured on the grid; `save` keeps each run's model beside its curve.
     """
 
@@ -44,6 +45,7 @@ class Comparison:
     train: str = "package-docs"
     heldout: str = "shakespeare"
     heldout_rows: int = 64
+    heldout_split: str = "test"
     documents: int | None = None
     device: str = "cuda"
     data_dir: str | None = None
@@ -53,10 +55,21 @@ class Comparison:
     save: bool = False
 
     def __post_init__(self):
-        for name in ("heldout_rows", "documents"):
-            value = getattr(self, name)
+        counts = {name: getattr(self, name) for name in ("heldout_rows", "documents")}
+        counts |= {
+            f"calibration {name}": self.calibration.get(name) for name in ("tokens", "sequence_length")
+        }
+        counts |= {"zero_shot documents": self.zero_shot.get("documents")}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise CatsError(f"{name}={value} is too small: use 1 or more.")
+            if value is not None and value > MOST:
+                raise CatsError(f"{name} is more than {MOST:,}: use less.")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", self.record):
+            raise CatsError(
+                f"The record name {self.record[:100]!r} may have lower-case letters, digits, '.', '_' and "
+                "'-' only, 100 at most: choose another."
+            )
 
     def load_thresholds(self) -> Thresholds:
         """Those of `thresholds`, a path from here or from the clone; errors as `Thresholds.load`."""
@@ -78,7 +91,7 @@ class Comparison:
 def read(path: Path, *, device: str | None = None, data_dir: str | None = None) -> list[Comparison]:
     """The comparisons of a plan file. Raises CatsError for anything unknown in it."""
     over = {key: value for key, value in {"device": device, "data_dir": data_dir}.items() if value}
-    runs = plan_files.runs(path, "model, record and methods")
+    runs = plan_file.runs(path, "model, record and methods")
     return [comparison({**run, **over}, path.name) for run in runs]
 
 
@@ -87,9 +100,12 @@ def comparison(given: dict, where: str) -> Comparison:
     own = {each.name for each in dataclasses.fields(Comparison)} - {"recipes"}
     types = {**get_type_hints(Comparison), **get_type_hints(Recipe), "grid": int | tuple[int, ...]}
     types = {key: types[key] for key in own | _RECIPE} | {"methods": list[str | dict], "seeds": list[int]}
-    plan_files.check(given, types, where)
+    plan_file.check(given, types, where)
     for name, kinds in _INNER.items():
-        plan_files.check(given.get(name, {}), kinds, f"the {name} of {where}")
+        plan_file.check(given.get(name, {}), kinds, f"the {name} of {where}")
+    empty = [key for key, value in given.items() if value == "" and key != "best"]
+    if empty:
+        raise CatsError(f"{empty[0]} in {where} is empty: give it a value, or leave it out.")
     missing = [key for key in ("model", "record", "methods") if not given.get(key)]
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record and methods.")
@@ -135,6 +151,12 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
         account(config)
         for name in (each.train, each.heldout, each.calibration.get("corpus", corpora.DEFAULT)):
             _check_text(name, each)
+        if each.heldout_split not in corpora.SPLITS or each.heldout_split == "train":
+            raise CatsError(f"heldout_split {each.heldout_split!r} is neither test nor all: use one of them.")
+        if each.zero_shot:
+            from cats.evaluation import tasks  # lm-eval, which only some comparisons need
+
+            tasks.check(tasks.names(each.zero_shot.get("tasks", ["paper"])), each.data_dir)
         if each.thresholds:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config.get_text_config())
@@ -163,8 +185,8 @@ def check(wanted: Sequence[Comparison]) -> list[str]:
 def _check_text(name: str, each: Comparison) -> None:
     """CatsError for an unknown text or a missing file; a corpus by name is not read for it."""
     if data.is_instructions(name):
-        data.examples(name, "train", each.data_dir)
-    elif name == each.train and name.startswith(sampling.SAMPLED):
-        sampling.number(name)
+        data.examples(name, "validation" if name == each.heldout else "train", each.data_dir)
+    elif name == each.train and name.startswith(sampled.SAMPLED):
+        sampled.number(name)
     elif name not in {*LOCAL, *HUB}:
         corpora.load(name, split="all")

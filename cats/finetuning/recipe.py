@@ -8,6 +8,8 @@ from cats import criteria
 from cats.core.thresholds import sparsities
 from cats.errors import CatsError
 
+MOST = 1_000_000_000  # rows, steps or tokens of a run: its rows are in memory as a whole
+_SEEDS = 2**32  # that NumPy takes
 CHOICES = {
     "tuning": ("lora", "full"),
     "best": ("", "loss", "accuracy"),
@@ -40,8 +42,7 @@ class Recipe:
     and trains without these two.
     `compile`: layers compiled by torch.compile, once for all of them, which takes about a minute and makes a
     GPU's steps faster.
-    `recalibrate`: tokens of the calibration text on which thresholds are estimated once more at the end, 0
-    for none.
+    `recalibrate`: tokens of the calibration text on which thresholds are estimated once more at the end.
     """
 
     rule: str = criteria.DENSE
@@ -80,18 +81,12 @@ class Recipe:
         elif self.sparsity is not None:
             raise CatsError(f"{self.rule} takes no sparsity: it has one of its own.")
         object.__setattr__(self, "grid", tuple(sorted({0, *self._whole(self.grid), self.steps})))
-        for name in ("batch", "rows_at_once", "save_every", "lora_r", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise CatsError(f"{name}={getattr(self, name)} is too small: use 1 or more.")
-        if self.steps < 0 or self.recalibrate < 0 or self.seed < 0:
-            raise CatsError("steps, recalibrate and seeds cannot be negative: use 0 or more.")
-        if self.sequence_length < 2:
-            raise CatsError(
-                f"sequence_length={self.sequence_length} leaves nothing to predict: use 2 or more."
-            )
+        self._check_counts()
         for name in ("distil", "anneal", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CatsError(f"{name}={getattr(self, name)} is outside [0, 1].")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise CatsError(f"weight_decay={self.weight_decay} is no number of at least 0.")
         for name in ("lr", "threshold_lr"):
             if not 0 < getattr(self, name) < 1:
                 raise CatsError(f"{name}={getattr(self, name)} is outside (0, 1): 1e-5 is the paper's.")
@@ -109,6 +104,27 @@ class Recipe:
             raise CatsError(f"{self.rule} has no thresholds to anneal or learn: leave those options out.")
         if self.anneal and self.learn_thresholds:
             raise CatsError("anneal and learn_thresholds both set the thresholds: choose one.")
+
+    def _check_counts(self) -> None:
+        for name in ("batch", "rows_at_once", "save_every", "lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise CatsError(f"{name}={getattr(self, name)} is too small: use 1 or more.")
+        if self.steps < 0 or self.recalibrate < 0 or self.seed < 0:
+            raise CatsError("steps, recalibrate and seeds cannot be negative: use 0 or more.")
+        if self.sequence_length < 2:
+            raise CatsError(
+                f"sequence_length={self.sequence_length} leaves nothing to predict: use 2 or more."
+            )
+        for name in ("rows_at_once", "save_every", "lora_r", "lora_alpha", "recalibrate"):
+            if getattr(self, name) > MOST:
+                raise CatsError(f"{name} is more than {MOST:,}: use less.")
+        if self.seed >= _SEEDS:
+            raise CatsError(f"A seed is less than {_SEEDS:,}: use a smaller one.")
+        if max(1, self.steps) * self.batch * self.sequence_length > MOST:
+            raise CatsError(
+                f"steps x batch x sequence_length is more than {MOST:,} tokens, too many to have in memory: "
+                "lower one of them."
+            )
 
     def _whole(self, grid) -> list[int]:
         steps = [grid] if isinstance(grid, int) else list(grid)

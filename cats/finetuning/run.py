@@ -11,22 +11,41 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from cats import paths
 from cats.calibration.calibrate import calibrate
 from cats.core.centred import CentredMLP
 from cats.core.structure import places
-from cats.core.thresholds import Thresholds, write_atomically
+from cats.core.thresholds import Thresholds
 from cats.criteria import Fit
 from cats.errors import CatsError
-from cats.finetuning import compiled
-from cats.finetuning.adapt import Teacher, adapt, apply, as_relu, merged, note_sparsity
-from cats.finetuning.callbacks import HELDOUT, INDOMAIN, Grid, keep_last_only, last_checkpoint
+from cats.finetuning.adapt import (
+    Teacher,
+    adapt,
+    apply,
+    as_relu,
+    compiled_layers,
+    merged,
+    note_sparsity,
+)
+from cats.finetuning.arguments import arguments
+from cats.finetuning.callbacks import HELDOUT, INDOMAIN, Grid
+from cats.finetuning.checkpoints import (
+    last_checkpoint,
+    read_note,
+    reason,
+    strangers,
+    sweep,
+    with_best,
+    write_note,
+)
 from cats.finetuning.data import TrainingText
 from cats.finetuning.learned import Anneal, LearnedThresholds, set_thresholds
 from cats.finetuning.recipe import Recipe
-from cats.finetuning.trainer import CatsTrainer, arguments
+from cats.finetuning.trainer import CatsTrainer
 from cats.models.load import LoadedModel, quiet_unless_terminal
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -39,7 +58,7 @@ _GROWS = ("train_rows", "train_tokens", "train_sha256", "passes_begun")  # with 
 
 
 @dataclass
-class Outcome:
+class Trained:
     """A run: `points` of its curve, what was measured `after` it, the `model` merged; `finished` or not."""
 
     points: list[dict]
@@ -60,7 +79,7 @@ def finetune(
     processes: int = 1,
     minutes: float | None = None,
     zero_shot=None,
-) -> Outcome:
+) -> Trained:
     """Train a copy of `loaded.model`, which is left dense and as it was, in `folder`.
 
     `fit`: the rule calibrated on that model, None for a dense run; `calibration`: batches for `recalibrate`.
@@ -78,7 +97,7 @@ def finetune(
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharded:
         _check_sharded(recipe)
-    _claim(folder, recipe, text, loaded.info)
+    identity = _claim(folder, recipe, text, loaded.info)
     begin = last_checkpoint(folder, processes) if recipe.steps else None
     model = copy.deepcopy(loaded.model)
     if recipe.tuning == "full" or sharded:  # FSDP wants one dtype, that of the adapters
@@ -97,16 +116,19 @@ def finetune(
     trainer = CatsTrainer(
         model, recipe, text, args, pad=pad, teacher=teacher, anneal=anneal, learned=learned, minutes=minutes
     )
-    trainer.zero_shot = zero_shot
-    compiling = compiled.layers(trainer.accelerator.state) if recipe.compile else nullcontext()
+    trainer.identity, trainer.zero_shot = identity, zero_shot
+    trainer.accelerator.wait_for_everyone()  # every process has found where to begin
+    if trainer.args.should_save and recipe.steps:
+        sweep(folder, with_best(begin) if begin else set())
+    compiling = compiled_layers(trainer.accelerator.state) if recipe.compile else nullcontext()
     with _said(recipe, trainer, folder), compiling:
         if recipe.steps:
             trainer.train(resume_from_checkpoint=str(begin) if begin else None)
         else:
             trainer.evaluate()
-    points = _points(trainer.state.log_history, recipe, text, accumulation * recipe.rows_at_once * processes)
+    points = _points(trainer.state.log_history, accumulation * recipe.rows_at_once * processes)
     if trainer.state.global_step < recipe.steps:
-        return Outcome(points, {}, None, False)
+        return Trained(points, {}, None, False)
     after = {"method": recipe.method, "seed": recipe.seed, "trainable_parameters": _trainable(trainer.model)}
     if trainer.step_seconds:
         after["step_s"] = float(np.median(trainer.step_seconds))
@@ -117,22 +139,31 @@ def finetune(
         del model.learned
     final = merged(_whole(trainer, loaded, recipe, fit, folder))
     trainer.accelerator.wait_for_everyone()
-    if trainer.args.should_save:
-        keep_last_only(folder, processes)
+    if trainer.args.should_save and recipe.steps:
+        sweep(folder, with_best(folder / f"checkpoint-{trainer.state.global_step}"))
     if recipe.sparse and fit.thresholds is not None:
         after["sparsity_by_layer"] = [module.sparsity for _, _, module in places(final)]
         note_sparsity(final, fit)
     if recipe.sparse and recipe.recalibrate and (fit.thresholds is not None or recipe.rule == "centred"):
         after |= _recalibrated(final, recipe, fit.thresholds, text, args, pad, calibration)
-    return Outcome(points, after, final, True)
+    return Trained(points, after, final, True)
 
 
-def save(outcome: Outcome, recipe: Recipe, tokenizer, folder: Path) -> None:
-    """Write the model where `from_pretrained` reads it: dense, sparse through CatsConfig, or with ReLU."""
-    model = as_relu(outcome.model) if recipe.rule == "relufication" else outcome.model
-    with quiet_unless_terminal():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def save(trained: Trained, recipe: Recipe, tokenizer, folder: Path) -> None:
+    """Write the model where `from_pretrained` reads it: dense, sparse through CatsConfig, or with ReLU.
+
+    Raises CatsError where it cannot be written.
+    """
+    model = as_relu(trained.model) if recipe.rule == "relufication" else trained.model
+    try:
+        with quiet_unless_terminal():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise CatsError(
+            f"The model cannot be written to {folder.parent} ({reason(error)}): make room, and the same "
+            "command goes on."
+        ) from error
 
 
 def _recalibrated(model, recipe: Recipe, known: Thresholds | None, text: TrainingText, args, pad, batches):
@@ -160,11 +191,11 @@ def _recalibrated(model, recipe: Recipe, known: Thresholds | None, text: Trainin
     trainer.settle()
     for module in centred:
         module.fold()
-    [point] = _points(trainer.state.log_history, recipe, text, 0)
+    [point] = _points(trainer.state.log_history, 0)
     return {"threshold_drift": drift.tolist(), "recalibrated": point, "recalibrated_on_tokens": found.tokens}
 
 
-def _points(history: list[dict], recipe: Recipe, text: TrainingText, rows_a_step: int) -> list[dict]:
+def _points(history: list[dict], rows_a_step: int) -> list[dict]:
     """The curve: one dict for each step that was measured, from Trainer's log."""
     found: dict[int, dict] = {}
     losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
@@ -187,8 +218,8 @@ def _points(history: list[dict], recipe: Recipe, text: TrainingText, rows_a_step
     return curve
 
 
-def _claim(folder: Path, recipe: Recipe, text: TrainingText, model: dict) -> None:
-    """Note what runs in a folder; raises CatsError where that was something else.
+def _claim(folder: Path, recipe: Recipe, text: TrainingText, model: dict) -> dict:
+    """Note what runs in a folder and return it; raises CatsError where that was something else.
 
     At a constant rate and without a schedule a longer run goes on from a shorter one.
     """
@@ -198,12 +229,16 @@ def _claim(folder: Path, recipe: Recipe, text: TrainingText, model: dict) -> Non
         del settings[name]
     source = {key: value for key, value in text.info.items() if key not in _GROWS}
     known = json.loads(json.dumps({"recipe": settings, "text": source, "model": model}))
-    note = folder / "run.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not note.is_file():
-        write_atomically(note, json.dumps(known, indent=1).encode())
-        return
-    found = json.loads(note.read_text())
+    note = paths.made(folder) / "run.json"
+    found = read_note(note)
+    if not found:
+        if others := strangers(folder, known):
+            raise CatsError(
+                f"{folder.name} has no readable run.json and {others[0].name} of another run: use another "
+                "output, or remove it."
+            )
+        write_note(note, known)
+        return known
     differs = [
         f"{part} {key}"
         for part in known
@@ -214,6 +249,7 @@ def _claim(folder: Path, recipe: Recipe, text: TrainingText, model: dict) -> Non
         raise CatsError(
             f"{folder.name} holds a run that differs in {differs[0]}: use another output, or remove it."
         )
+    return known
 
 
 @contextmanager

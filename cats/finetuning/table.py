@@ -1,16 +1,28 @@
-"""Curves of fine-tuning as tidy rows, each held against the dense run of its seed, and as a record."""
+"""Curves of fine-tuning as tidy rows, each beside the dense run of its seed, and as a record."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from cats import criteria, paths
-from cats.evaluation import intervals as pairs
-from cats.evaluation import perplexity as evaluation
+from cats.evaluation import intervals, perplexity
 from cats.finetuning.plan import Comparison
 from cats.finetuning.recipe import Recipe
 from cats.records import record as records
+
+
+def recorded(each: Comparison, done: list, folder: Path) -> bool:
+    """Whether a record in `folder` holds these very runs: a command may end between a record and all else."""
+    runs = [found["after"] for _, found in done]
+    for path in folder.glob(f"finetuning-{each.record}*.json"):
+        try:
+            if json.loads(path.read_bytes())["parameters"]["runs"] == json.loads(json.dumps(runs)):
+                return True
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue  # not one of ours, or damaged: what is asked is whether a whole one is there
+    return False
 
 
 def record(each: Comparison, done: list, info: dict, started: float, folder: Path) -> Path:
@@ -38,9 +50,8 @@ def record(each: Comparison, done: list, info: dict, started: float, folder: Pat
 def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
     """Tidy rows of finished runs; `delta_nll` is held-out loss minus the dense run's of that seed and step.
 
-    Its interval is a paired bootstrap over held-out rows, as is that of `delta_acc` where there are answers.
-    A row with `method` "… recalibrated" has the
-    thresholds that were estimated once more after training.
+    Its interval is paired over held-out rows, as is that of `delta_acc` where there are answers. A row whose
+    `method` ends in "recalibrated" has the thresholds that were estimated once more after training.
     """
     dense = {
         (recipe.seed, point["step"]): point
@@ -59,7 +70,7 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
             delta |= {key: None for key in ("delta_acc", "delta_acc_low", "delta_acc_high")}
             base = dense.get((recipe.seed, point["step"]))
             if base and len(base["heldout_rows"]) > 1:
-                delta |= evaluation.paired_interval(_scores(base), _scores(point))
+                delta |= perplexity.paired_interval(_scores(base), _scores(point))
                 delta |= _accuracy_difference(base, point)
             realised = point.get("heldout_realised")
             table.append(
@@ -115,7 +126,7 @@ def ends(table: Sequence[dict], runs: Sequence[dict] = ()) -> list[str]:
 
 
 def costs(runs: Sequence[dict]) -> list[dict]:
-    """What a training step took: `runs` of a record's parameters, each held against the dense run.
+    """What a training step took: `runs` of a record's parameters, each beside the dense run.
 
     method, seed, step_s (median), peak_memory_gb (of a GPU), and both over those of the dense run of that
     seed, or of the first dense run: time_ratio, memory_ratio; None where it was not measured.
@@ -146,7 +157,7 @@ def _accuracy_difference(base: dict, point: dict) -> dict:
     first, second = ([row[2] for row in each["heldout_rows"] if len(row) > 2] for each in (base, point))
     if not first:
         return {}
-    found = pairs.difference(first, second)
+    found = intervals.difference(first, second)
     return {"delta_acc": found["delta"], "delta_acc_low": found["low"], "delta_acc_high": found["high"]}
 
 

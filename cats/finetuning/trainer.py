@@ -1,7 +1,7 @@
 """Transformers' Trainer with the mask on: held-out loss on a grid of steps, and distillation."""
 
 import math
-import sys
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -21,57 +22,16 @@ from cats.calibration.observe import SparsityMeter
 from cats.core import compilation
 from cats.core.structure import places
 from cats.errors import CatsError
-from cats.finetuning import autograd as fused
+from cats.finetuning import autograd
 from cats.finetuning.adapt import Teacher
 from cats.finetuning.callbacks import HELDOUT, INDOMAIN, Bar, Grid
+from cats.finetuning.checkpoints import last_checkpoint, reason, seal
 from cats.finetuning.data import TrainingText, collate
 from cats.finetuning.learned import Anneal, LearnedThresholds
 from cats.finetuning.recipe import Recipe
 
+_UNWRITTEN = ("file write failed", "unexpected pos", "PytorchStreamWriter")  # as torch.save says it
 _SHIFT = "thresholds.safetensors"
-
-
-def arguments(recipe: Recipe, folder: Path, *, on_cpu: bool, accumulation: int) -> TrainingArguments:
-    """The recipe in Trainer's words; checkpoints go to `folder`, the two newest are kept, and the best."""
-    never = max(recipe.steps, 1)  # saving and measuring happen where `Grid` says, and at the last step
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=never,
-        per_device_train_batch_size=recipe.rows_at_once,
-        per_device_eval_batch_size=max(recipe.rows_at_once, 4),
-        gradient_accumulation_steps=accumulation,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=recipe.schedule,
-        weight_decay=recipe.weight_decay,
-        bf16=recipe.dtype == "bfloat16",
-        **_checkpointing(recipe.checkpointing),
-        train_sampling_strategy="sequential",  # the rows come in the order of the seed already
-        eval_strategy="steps",
-        eval_steps=never,
-        save_strategy="steps",
-        save_steps=never,
-        save_total_limit=2,
-        load_best_model_at_end=bool(recipe.best),
-        metric_for_best_model=f"eval_{INDOMAIN}_{recipe.best}" if recipe.best else None,
-        greater_is_better=recipe.best == "accuracy" and not recipe.reference_sign,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a NaN loss ends the run, see `training_step`
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        ddp_find_unused_parameters=False,
-        seed=recipe.seed,
-    )
-
-
-def _checkpointing(on: bool) -> dict:
-    """Activations recomputed in the backward pass, by the name that this version of Transformers has."""
-    newer = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    name = "activation_checkpointing" if newer else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if on else {}
 
 
 class CatsTrainer(Trainer):
@@ -81,8 +41,8 @@ class CatsTrainer(Trainer):
     In `state.log_history`, for `prefix` "eval_heldout" and "eval_indomain": `<prefix>_nll`, nats a token;
     `<prefix>_rows` [N, 2], summed nats and targets of each row, and where there are answers whether its own
     is right [N, 3]; `<prefix>_realised` [L], the share zeroed; `<prefix>_accuracy` where there are answers;
-    and "zero_shot" where that is set. Raises CatsError at a loss
-    or gradient that is not finite, before it reaches the weights.
+    and "zero_shot" where that is set. Raises CatsError at a loss or gradient that is not finite, before it
+    reaches the weights, and where a checkpoint cannot be written.
     """
 
     def __init__(
@@ -101,6 +61,7 @@ class CatsTrainer(Trainer):
         self.recipe, self.text = recipe, text
         self.teacher, self.anneal, self.learned = teacher, anneal, learned
         self.zero_shot: Callable[[nn.Module], float] | None = None
+        self.identity: dict = {}  # what its checkpoints are sealed with
         self.step_seconds: list[float] = []
         self.peak_bytes = 0  # of GPU memory in a training step
         self._finite, self._norm = True, 0.0
@@ -211,13 +172,13 @@ class CatsTrainer(Trainer):
             self.anneal.end()
         if self.learned is not None:
             self.learned.detach()
-        fused.detach(self.model)
+        autograd.detach(self.model)
 
     def _resume(self) -> None:
         if self.anneal is not None:
             self.anneal.at(self.state.global_step)
         if self.learned is None:
-            fused.attach(self.model)
+            autograd.attach(self.model)
         else:
             self.learned.attach()
 
@@ -262,6 +223,25 @@ class CatsTrainer(Trainer):
         if not math.isfinite(metrics["nll"]):
             raise _not_finite("held-out loss", self.state.global_step)
         return metrics | ({"accuracy": float(rows[:, 2].mean())} if self.text.answers else {})
+
+    def _save_checkpoint(self, model, trial):
+        """Trainer's checkpoint, sealed once every process has written its part; CatsError if it cannot be."""
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(checkpoint, self.identity)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _UNWRITTEN):
+                raise
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            before = last_checkpoint(folder, self.args.world_size)
+            raise CatsError(
+                f"{checkpoint} cannot be written ({reason(error)}): make room, and the same command goes on "
+                f"from {before.name if before else 'the beginning'}."
+            ) from error
 
     def _save(self, output_dir=None, state_dict=None):
         """Adapters or weights as safetensors; Trainer would ask the hub, and pickle its arguments.
