@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from cats.errors import CatsError
 
@@ -65,6 +65,18 @@ def mcnemar(gained: int, lost: int) -> dict:
     """
     p = 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
     return {"mcnemar_p": p, "gained": gained, "lost": lost}
+
+
+def over_seeds(values: Sequence[float], *, level: float = 0.95) -> dict:
+    """The mean of one value for each seed of training or calibration, with Student's t interval: delta, low,
+    high; low and high are None for a single seed.
+    """
+    values = np.asarray(values, dtype=float)
+    found = {"delta": float(values.mean()), "low": None, "high": None}
+    if len(values) > 1:
+        half = float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+        found |= {"low": found["delta"] - half, "high": found["delta"] + half}
+    return found
 
 
 def _means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:

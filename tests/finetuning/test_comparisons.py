@@ -47,6 +47,25 @@ def test_accuracy_is_compared_with_the_dense_run_row_by_row():
     assert second["delta_acc_low"] <= -0.25 <= second["delta_acc_high"]
 
 
+def test_the_gap_to_dense_has_an_interval_over_seeds():
+    """Student's t of two degrees of freedom is 4.3027 at 95 %."""
+    gaps = {"dense": [0.0, 0.0, 0.0], "cats 0.5": [0.1, 0.2, 0.3], "once": [0.4]}
+    row = {"realised_sparsity": None, "heldout_nll_nats": 1.0}
+    rows = [
+        {"method": method, "seed": seed, "step": step, "delta_nll": gap * step, **row}
+        for method, found in gaps.items()
+        for seed, gap in enumerate(found)
+        for step in (0, 1)
+    ]
+    _, several, once = table.over_seeds(rows)
+    half = 4.302653 * 0.1 / 3**0.5
+    assert several == pytest.approx(
+        {"method": "cats 0.5", "seeds": 3, "delta": 0.2, "low": 0.2 - half, "high": 0.2 + half}
+    )
+    assert once == {"method": "once", "seeds": 1, "delta": 0.4, "low": None, "high": None}
+    assert table.ends(rows)[-1] == "cats 0.5: +0.2000 nats from dense [-0.0484, +0.4484] over 3 seeds"
+
+
 def answered(right: list[int]) -> dict:
     rows = [[2.0, 1, each] for each in right]
     known = {"heldout_nll": 2.0, "indomain_nll": 2.0, "train_loss": None, "rows_trained": 0}

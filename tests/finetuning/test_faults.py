@@ -107,7 +107,7 @@ def test_a_file_size_limit_is_said_in_a_sentence_and_the_run_goes_on_behind_it(h
     ],
 )
 def test_a_damaged_newest_checkpoint_is_left_out_for_the_one_before(run, tmp_path, capsys, name, change):
-    settings = CATS | {"save_every": 2}
+    settings = CATS | {"save_every": 2, "grid": (3, 4)}
     whole = run("whole", **settings, steps=5)
     run("run", **settings, steps=4)
     shutil.copytree(tmp_path / "run" / "checkpoint-4", tmp_path / "kept")
