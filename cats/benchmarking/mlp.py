@@ -9,14 +9,16 @@ from argparse import Namespace
 
 import torch
 
-from cats.benchmarking import dense, latency, timing, workload
+from cats.benchmarking import dense, latency, published, timing, workload
 from cats.benchmarking.real import RealModel
 
 
 def measure(options: Namespace) -> None:
     """Time every shape, or the layers of a trained model, at every sparsity; write one record."""
     options.dense = workload.chosen("dense variant", options.dense, dense.RECIPES)
-    options.variants = workload.chosen("sparse variant", options.variants, latency.sparse_variants(1))
+    if options.variants:  # none given: all, those of the authors only where they are installed
+        known = [*latency.sparse_variants(1), published.NAME]
+        options.variants = workload.chosen("sparse variant", options.variants, known)
     started = time.time()
     device = workload.device_or_quick(options.quick)
     bandwidth = timing.read_bandwidth() if device.type == "cuda" else None
