@@ -10,15 +10,15 @@ import torch
 
 from cats import paths
 from cats.calibration.calibrate import calibrate as calibrate_model
-from cats.calibration.observe import SparsityMeter
 from cats.core.accounting import account
 from cats.core.sparsify import restore, sparsify
 from cats.core.structure import find_gated_mlps
 from cats.core.thresholds import Thresholds, sparsities
 from cats.corpora import corpus as corpora
 from cats.errors import CatsError
-from cats.evaluation import perplexity as evaluation
-from cats.models import load as models
+from cats.evaluation import intervals
+from cats.evaluation.sweep import sweep
+from cats.models import load as model_loading
 from cats.models.geometries import GEOMETRIES
 from cats.records.text_table import text_table
 
@@ -68,32 +68,27 @@ def perplexity(given: Namespace) -> None:
     corpus = corpora.load(given.corpus, split=given.split, documents=given.documents, seed=given.seed)
     print(corpus)
     loaded = _load(given)
-    thresholds.check(loaded.model)
-    restore(loaded.model)  # one that was saved sparse would be its own baseline
-
-    def score():
-        return evaluation.document_nll(
-            loaded.model, loaded.tokenizer, corpus.documents, max_length=given.sequence_length, bos=given.bos
+    scored = sweep(
+        loaded.model,
+        loaded.tokenizer,
+        thresholds,
+        corpus.documents,
+        given.sparsity,
+        max_length=given.sequence_length,
+        bos=given.bos,
+    ).results
+    count = scored.documents[0]
+    print(f"{count} document{'s' * (count > 1)}, {scored.tokens[0]:,} tokens scored")
+    rows = [
+        (
+            "0 (dense)" if number == 0 else f"{row.gate_sparsity:g}",
+            "-" if number == 0 else f"{row.realised_sparsity:.3f}",
+            f"{row.nll_nats:.4f}",
+            f"{row.perplexity:.3f}",
+            intervals.text(row.delta_nll, row.delta_low, row.delta_high),
         )
-
-    dense = score()
-    total = evaluation.perplexity(dense)
-    count = total["documents"]
-    print(f"{count} document{'s' * (count > 1)}, {total['tokens']:,} tokens scored")
-    rows = [("0 (dense)", "-", f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", "-")]
-    for sparsity in given.sparsity:
-        sparsify(loaded.model, thresholds, sparsity)
-        with SparsityMeter(loaded.model) as meter:
-            scores = score()
-        total = evaluation.perplexity(scores)
-        delta = "-"
-        if len(dense) > 1:
-            pair = evaluation.paired_interval(dense, scores)
-            delta = f"{pair['delta_nll']:+.4f} [{pair['delta_low']:+.4f}, {pair['delta_high']:+.4f}]"
-        realised = f"{float(meter.overall):.3f}"
-        rows.append(
-            (f"{sparsity:g}", realised, f"{total['nll_nats']:.4f}", f"{total['perplexity']:.3f}", delta)
-        )
+        for number, row in enumerate(scored.itertuples())
+    ]
     print(text_table(("gate sparsity", "realised", "NLL, nats", "perplexity", "NLL - dense [95 %]"), rows))
 
 
@@ -172,17 +167,19 @@ def reproduce(given: Namespace) -> None:
 
 
 def _check_length(given: Namespace) -> None:
-    limit = getattr(models.config(given.model).get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model_loading.config(given.model).get_text_config(), "max_position_embeddings", None)
     if given.sequence_length < 2 or (limit and given.sequence_length > limit):
         raise CatsError(
             f"--sequence-length {given.sequence_length} is outside 2 … {limit}, what {given.model} can read."
         )
 
 
-def _load(given: Namespace) -> models.LoadedModel:
-    if given.model.removeprefix(models.RANDOM) in GEOMETRIES:  # said before gigabytes of weights are made
+def _load(given: Namespace) -> model_loading.LoadedModel:
+    if (
+        given.model.removeprefix(model_loading.RANDOM) in GEOMETRIES
+    ):  # said before gigabytes of weights are made
         raise CatsError(f"{given.model} has no tokenizer, so it reads no text: name another model.")
-    loaded = models.load(given.model, device=given.device, dtype=given.dtype, seed=given.seed)
+    loaded = model_loading.load(given.model, device=given.device, dtype=given.dtype, seed=given.seed)
     find_gated_mlps(loaded.model)
     return loaded
 
@@ -192,7 +189,7 @@ def _thresholds(given: Namespace) -> Thresholds:
         return Thresholds.load(Path(given.thresholds))
     shipped = paths.THRESHOLDS / f"{given.model}.json"
     if not shipped.is_file():
-        models.config(given.model)  # an unknown name is the first thing to say
+        model_loading.config(given.model)  # an unknown name is the first thing to say
         raise CatsError(
             f"No thresholds are shipped for {given.model}: make a file with `cats calibrate` and name it "
             "with --thresholds (a model that was saved sparse has its own, and runs by them in Transformers)."
@@ -226,7 +223,7 @@ def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
 
 def _inspect_model(name: str, at: list[float]) -> None:
     sparsities(at, len(at))
-    shape = account(models.config(name))
+    shape = account(model_loading.config(name))
     print(
         f"{name}: {shape.layers} layers, hidden size {shape.hidden_size}, "
         f"intermediate size {shape.intermediate_size}"

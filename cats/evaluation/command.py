@@ -7,13 +7,13 @@ from pathlib import Path
 from cats import paths
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
-from cats.evaluation import plan as plans
+from cats.evaluation import intervals, plan, tasks
 from cats.evaluation.distributed import Processes, join
 from cats.evaluation.evaluator import Evaluator
 from cats.evaluation.method import Calibration, methods
 from cats.evaluation.plan import Run
 from cats.evaluation.table import load_results, results_table
-from cats.models import load as models
+from cats.models import load as model_loading
 from cats.models import memory
 from cats.records.text_table import text_table
 
@@ -21,7 +21,7 @@ from cats.records.text_table import text_table
 def main(given: Namespace) -> None:
     """Check everything first, then evaluate; `given` as `cats_cli` parses it."""
     runs = _runs(given)
-    checked = plans.check(runs, given.data_dir)
+    checked = plan.check(runs, given.data_dir)
     if given.dry_run:
         print("\n".join(checked))
         return
@@ -29,7 +29,7 @@ def main(given: Namespace) -> None:
     output = paths.made(Path(given.output))
     if given.plan:
         folder = paths.made(Path(given.records)) if given.records else output
-        done = plans.execute(
+        done = plan.execute(
             runs,
             output,
             processes=processes,
@@ -46,8 +46,8 @@ def main(given: Namespace) -> None:
 
 
 def _one(run: Run, given: Namespace, processes: Processes, output: Path) -> None:
-    memory.check(run.model, models.config(run.model), run.dtype, processes.device)
-    loaded = models.load(run.model, dtype=run.dtype, device=processes.device, seed=run.seed)
+    memory.check(run.model, model_loading.config(run.model), run.dtype, processes.device)
+    loaded = model_loading.load(run.model, dtype=run.dtype, device=processes.device, seed=run.seed)
     if loaded.tokenizer is None:
         raise CatsError(
             f"{run.model} has random weights and no tokenizer, so it reads no text: name another model."
@@ -64,12 +64,12 @@ def _one(run: Run, given: Namespace, processes: Processes, output: Path) -> None
         chat=run.chat,
         batch_tokens=run.batch_tokens,
     )
-    found = evaluator.run(run.tasks, run.methods, minutes=given.minutes)
+    files = evaluator.run(run.tasks, run.methods, minutes=given.minutes)
     if processes.leads:
-        show(results_table(load_results(found)))
-        left = len(run.tasks) * len(run.methods) - len(found)
+        show(results_table(load_results(files)))
+        left = len(run.tasks) * len(run.methods) - len(files)
         print(
-            f"{len(found)} result{'s' * (len(found) != 1)} in {output}, {time.time() - started:.0f} s"
+            f"{len(files)} result{'s' * (len(files) != 1)} in {output}, {time.time() - started:.0f} s"
             + (f"; {left} left" if left else "")
         )
 
@@ -80,8 +80,6 @@ def show(rows) -> None:
     lines = []
     for row in rows.to_dict("records"):
         score, error, delta = _score(row)
-        low, high = row.get("delta_low"), row.get("delta_high")
-        known = delta is not None and delta == delta
         lines.append(
             (
                 row.get("corpus") if row["experiment"] == "perplexity" else row["task"],
@@ -91,7 +89,7 @@ def show(rows) -> None:
                 _number(row["realised_model_sparsity"], ".3f"),
                 _number(score, ".4f"),
                 _number(error, ".4f"),
-                f"{delta:+.4f} [{low:+.4f}, {high:+.4f}]" if known else "-",
+                intervals.text(delta, row.get("delta_low"), row.get("delta_high")),
             )
         )
     print(text_table(header, lines))
@@ -111,12 +109,12 @@ def _number(value, form: str) -> str:
 
 def _runs(given: Namespace) -> list[Run]:
     if given.plan:
-        return plans.read(Path(given.plan), device=given.device)
+        return plan.read(Path(given.plan), device=given.device)
     policy = Policy(given.prefill, given.first_token, given.last_share)
     run = Run(
         model=given.model,
         record=given.model.replace("/", "-").lower(),
-        tasks=plans.task_names(given.tasks),
+        tasks=tasks.names(given.tasks),
         methods=methods(given.rule, given.sparsity, policy, given.level),
         dtype=given.dtype,
         device=given.device,

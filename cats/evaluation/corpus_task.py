@@ -10,23 +10,53 @@ from cats.corpora.readers import HUB, LOCAL
 from cats.criteria.masking import Masking
 from cats.evaluation.distributed import Processes
 from cats.evaluation.perplexity import document_nll
+from cats.evaluation.task import Answers
 
 PREFIX = "text:"
 _LENGTH = 1024  # tokens of context at most
 
 
 @dataclass
-class LoadedText:
-    """A corpus as a task: `documents` are numbers of those with a token to score, known after the first
-    run.
-    """
+class CorpusTask:
+    """A corpus as a `cats.evaluation.task.Task`; `tokens` keeps the beginning of longer documents."""
 
     name: str
     corpus: corpora.Corpus
     documents: list[int]
     data: dict
+    tokens: int | None = None
     shots: int = 0
     encoded: dict[int, list[int]] = field(default_factory=dict)  # kept for the next method
+
+    def prepare(self, lm, processes: Processes) -> None:
+        """Encode this process' share of the documents."""
+        for number in processes.share(self.documents):
+            if number not in self.encoded:
+                self.encoded[number] = corpora.encode(lm.tokenizer, self.corpus.documents[number])
+
+    def score(self, lm, processes: Processes) -> Answers:
+        """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one that is too
+        short to score."""
+        self.prepare(lm, processes)
+        mine = processes.share(self.documents)
+        scored: dict[int, tuple] = {}
+        if mine:
+            hook = lm.model.register_forward_pre_hook(partial(announce, lm.masking), with_kwargs=True)
+            try:
+                sums = document_nll(
+                    lm.model,
+                    lm.tokenizer,
+                    [self.encoded[number] for number in mine],
+                    max_length=min(_LENGTH, lm.max_length),
+                    tokens_per_document=self.tokens,
+                )
+            finally:
+                hook.remove()
+            scored = {mine[row.document]: (-row.nll_nats, row.tokens) for row in sums.itertuples()}
+            lm.processed += int(sums.tokens.sum())
+        everything = {key: value for part in processes.gather(scored) for key, value in part.items()}
+        nll = [everything.get(number, (0.0, 0)) for number in self.documents]
+        return Answers({"nll": np.asarray(nll, dtype=float)})
 
 
 def is_text(name: str) -> bool:
@@ -35,52 +65,23 @@ def is_text(name: str) -> bool:
 
 
 def check(name: str) -> None:
-    """Raises CatsError for an unknown corpus or a missing file; a corpus by name is not read for it."""
+    """Raise CatsError for an unknown corpus or a missing file; a corpus by name is not read for it."""
     if name.removeprefix(PREFIX) not in {*LOCAL, *HUB}:
         load(name, documents=None, seed=0)
 
 
-def load(name: str, *, documents: int | None, seed: int) -> LoadedText:
+def load(name: str, *, documents: int | None, seed: int, tokens: int | None = None) -> CorpusTask:
     """The test split (of a hub data set: validation) of a corpus, at most `documents` of it; errors as
-    `cats.corpora.load`.
-    """
+    `cats.corpora.load`."""
     title = name.removeprefix(PREFIX)
     split = "all" if title.endswith((".txt", ".jsonl", ".gz")) else "test"
     corpus = corpora.load(title, split=split, documents=documents if title in HUB else None, seed=seed)
     if documents is not None and documents < len(corpus.documents):
         corpus = corpora.load(title, split=split, documents=documents, seed=seed)
-    return LoadedText(f"{PREFIX}{corpus.name}", corpus, list(range(len(corpus.documents))), corpus.info)
-
-
-def score(
-    task: LoadedText, lm, processes: Processes, tokens: int | None = None
-) -> tuple[dict[str, np.ndarray], None]:
-    """{"nll": [documents, 2]}, log-probability and tokens of each document, 0 and 0 for one too short to
-    score; `tokens` keeps the beginning of longer ones.
-    """
-    mine = processes.share(task.documents)
-    for number in mine:
-        if number not in task.encoded:
-            task.encoded[number] = corpora.encode(lm.tokenizer, task.corpus.documents[number])
-    found: dict[int, tuple] = {}
-    if mine:
-        hook = lm.model.register_forward_pre_hook(partial(announce, lm.masking), with_kwargs=True)
-        try:
-            table = document_nll(
-                lm.model,
-                lm.tokenizer,
-                [task.encoded[number] for number in mine],
-                max_length=min(_LENGTH, lm.max_length),
-                tokens_per_document=tokens,
-            )
-        finally:
-            hook.remove()
-        found = {mine[row.document]: (-row.nll_nats, row.tokens) for row in table.itertuples()}
-        lm.processed += int(table.tokens.sum())
-    everything = {key: value for part in processes.gather(found) for key, value in part.items()}
-    return {"nll": np.asarray([everything.get(n, (0.0, 0)) for n in task.documents], dtype=float)}, None
+    numbers = list(range(len(corpus.documents)))
+    return CorpusTask(f"{PREFIX}{corpus.name}", corpus, numbers, corpus.info, tokens)
 
 
 def announce(masking: Masking, module, args: tuple, kwargs: dict) -> None:
-    """A forward pre-hook that tells `masking` of a call that reads text."""
+    """A forward pre-hook that announces to `masking` a call that reads text."""
     masking.begin("prefill", kwargs["attention_mask"].bool())

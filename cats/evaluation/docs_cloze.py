@@ -1,5 +1,4 @@
-"""A task that needs no download: which of four sentences goes on with a passage of Python's own
-documentation."""
+"""A task without a download: which of four sentences continues a passage of Python's documentation."""
 
 import hashlib
 import json
@@ -10,10 +9,10 @@ from itertools import pairwise
 import datasets
 
 from cats.corpora import corpus as corpora
+from cats.evaluation.task_list import DOCS_CLOZE
 
-NAME = "docs_cloze"
 CONFIG = {
-    "task": NAME,
+    "task": DOCS_CLOZE,
     "dataset_path": "pydoc_data.topics of the standard library",
     "output_type": "multiple_choice",
     "test_split": "test",
@@ -36,17 +35,17 @@ def splits() -> tuple[datasets.DatasetDict, dict[str, str]]:
     A context is a sentence of the corpus' test split, the right ending the next one of its paragraph; the
     wrong ones are right endings elsewhere, drawn with a fixed seed.
     """
-    found = []
+    pairs = []
     for document in corpora.load("python-docs", split="test").documents:
         for paragraph in re.split(r"\n\s*\n", document):
             sentences = _BREAK.split(" ".join(paragraph.split()))
             for context, ending in pairwise(sentences):
                 if _CONTEXT[0] <= len(context) <= _CONTEXT[1] and _ENDING[0] <= len(ending) <= _ENDING[1]:
-                    found.append((context, ending))
+                    pairs.append((context, ending))
     generator = random.Random(0)
     rows = []
-    for number, (context, ending) in enumerate(found):
-        others = generator.sample([item[1] for item in found[:number] + found[number + 1 :]], _CHOICES - 1)
+    for number, (context, ending) in enumerate(pairs):
+        others = generator.sample([item[1] for item in pairs[:number] + pairs[number + 1 :]], _CHOICES - 1)
         label = generator.randrange(_CHOICES)
         rows.append(
             {"context": context, "endings": [*others[:label], ending, *others[label:]], "label": label}

@@ -1,5 +1,4 @@
-"""Evaluate one model under many rules, sparsities and policies on many tasks, one result file each,
-resumably."""
+"""Evaluate one model by many methods on many tasks: a file for each result, none of them twice."""
 
 import hashlib
 import json
@@ -15,22 +14,22 @@ from cats import criteria, paths
 from cats.core.accounting import Accounting, account
 from cats.corpora.sampled import sampled
 from cats.criteria.masking import Masking
-from cats.evaluation import corpus_task as texts
 from cats.evaluation import tasks
 from cats.evaluation.distributed import Processes
 from cats.evaluation.hflm import MaskedHFLM
+from cats.evaluation.intervals import summarise
 from cats.evaluation.method import Calibration, Method
-from cats.evaluation.result import Result, summarise
-from cats.evaluation.scoring import answer, encode, questions
+from cats.evaluation.result import MethodNote, Result, Sparsity, Speed
+from cats.evaluation.task import Task
 from cats.models.load import LoadedModel
 
 
 class Evaluator:
     """One loaded model, its tasks and its calibrated rules, kept between methods.
 
-    `output`: the folder of result files; what is there already is not evaluated again. `text_tokens` keeps
-    the beginning of longer texts. Raises CatsError,
-    before anything is measured, for unknown tasks and missing data.
+    `output`: the folder of result files; what is there already is not evaluated again. `documents`: a draw of
+    so many from each task, with `seed`. `chat`: prompts in the model's chat template. `batch_tokens`: tokens
+    of a batch. `text_tokens` keeps the beginning of longer texts.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Evaluator:
         self.batch_tokens = batch_tokens
         self.text_tokens = text_tokens
         self.shape: Accounting = account(loaded.model)
-        self._tasks: dict = {}
+        self._tasks: dict[str, Task] = {}
         self._fits: dict[str, criteria.Fit] = {}
         self._batches = None
 
@@ -70,11 +69,11 @@ class Evaluator:
         minutes: float | None = None,
         progress: bool = True,
     ) -> list[Path]:
-        """Evaluate every method on every task without a result yet; returns the result files there
-        are.
+        """Evaluate every method on every task without a result yet; returns the result files there are.
 
-        After `minutes` no task is begun any more; the next call goes on from there. Several processes may run
-        on one folder: each takes a method that no other one is at.
+        After `minutes` no further task begins; the next call goes on from there. Several processes may run on
+        one folder: each takes a method that no other one has taken. Raises CatsError, before anything is
+        measured, for unknown tasks, missing data and rules that do not apply.
         """
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.check(names, wanted)
@@ -124,14 +123,11 @@ class Evaluator:
 
     def check(self, names: Sequence[str], wanted: Sequence[Method]) -> None:
         """Raise CatsError for tasks without data and rules that do not apply, before minutes of work."""
-        tasks.check([name for name in names if not texts.is_text(name)], self.data_dir)
-        for name in names:
-            if texts.is_text(name):
-                texts.check(name)
+        tasks.check(names, self.data_dir)
         for method in wanted:
             if method.rule != criteria.DENSE:
                 criteria.rule(method.rule).check(self.loaded.model)
-                method.own(self.shape)
+                method.rule_sparsity(self.shape)
 
     def path(self, method: Method, name: str) -> Path:
         """The result file: what tells two evaluations apart is in the hash that ends its name."""
@@ -152,7 +148,7 @@ class Evaluator:
             "documents": self.documents,
             "seed": self.seed if self.documents else None,
             "chat": self.chat,
-            "text_tokens": self.text_tokens if texts.is_text(name) else None,
+            "text_tokens": tasks.read_tokens(name, self.text_tokens),
         }
 
     @contextmanager
@@ -160,11 +156,11 @@ class Evaluator:
         """The model under a method, and the language model as lm-eval sees it; dense again afterwards."""
         model = self.loaded.model
         fit = self._fit(method.rule)
-        own = method.own(self.shape)
+        sparsity = method.rule_sparsity(self.shape)
         if fit is not None:
-            fit.apply(model, own)
-        steer = None if fit is None else fit.steer(own)
-        options = {} if fit is None else {"continuing": fit.continuing(own)}
+            fit.apply(model, sparsity)
+        steer = None if fit is None else fit.steer(sparsity)
+        options = {} if fit is None else {"continuing": fit.continuing(sparsity)}
         try:
             with Masking(model, method.policy, steer=steer) as masking:
                 yield MaskedHFLM(
@@ -189,39 +185,29 @@ class Evaluator:
         folder = paths.CACHE / "sampled"
         return self.processes.leading(lambda: sampled(self.loaded, documents, length, folder)[0])
 
-    def _task(self, name: str, lm: MaskedHFLM):
+    def _task(self, name: str, lm: MaskedHFLM) -> Task:
         if name not in self._tasks:
-            if texts.is_text(name):
-                self._tasks[name] = texts.load(name, documents=self.documents, seed=self.seed)
-            else:
-                template = lm.apply_chat_template if self.chat else None
-                self._tasks[name] = tasks.load(
-                    name,
-                    data_dir=self.data_dir,
-                    documents=self.documents,
-                    seed=self.seed,
-                    chat_template=template,
-                )
+            self._tasks[name] = tasks.load(
+                name,
+                data_dir=self.data_dir,
+                documents=self.documents,
+                seed=self.seed,
+                chat_template=lm.apply_chat_template if self.chat else None,
+                text_tokens=self.text_tokens,
+            )
         return self._tasks[name]
 
     def _evaluate(self, method: Method, name: str, lm: MaskedHFLM) -> Result:
         task = self._task(name, lm)
         fit = self._fit(method.rule)
-        if lm.masking.steer is not None:
-            fit.apply(
-                self.loaded.model, method.own(self.shape)
-            )  # each task starts from the calibrated thresholds
+        if lm.masking.steer is not None:  # each task starts from the calibrated thresholds
+            fit.apply(self.loaded.model, method.rule_sparsity(self.shape))
         lm.masking.reset()
         lm.processed = 0
         lm.label = name
-        if not texts.is_text(name):
-            encode(task, lm)  # once for a task: it is no part of the time of the rule that comes first
+        task.prepare(lm, self.processes)
         started = time.perf_counter()
-        scores, generated = (
-            texts.score(task, lm, self.processes, self.text_tokens)
-            if texts.is_text(name)
-            else answer(task, lm, self.processes)
-        )
+        answers = task.score(lm, self.processes)
         seconds = time.perf_counter() - started
         tokens = sum(self.processes.gather(lm.processed))
         realised = lm.masking.realised(self.processes.gather)
@@ -231,26 +217,22 @@ class Evaluator:
             task=task.name,
             documents=task.documents,
             data=task.data,
-            method={
+            method=MethodNote(
                 **self._identity(method, name),
-                "shots": task.shots,
-                "processes": self.processes.size,
-                "calibrated": None if fit is None else fit.describe(),
-            },
+                shots=task.shots,
+                processes=self.processes.size,
+                calibrated=None if fit is None else fit.describe(),
+            ),
             model=self.loaded.info,
-            metrics=summarise(scores),
-            scores=scores,
+            metrics=summarise(answers.scores),
+            scores=answers.scores,
             sparsity=self._sparsity(method, fit, realised, counted),
-            speed={
-                "tokens": tokens,
-                "seconds": round(seconds, 3),
-                "tokens_per_s": round(tokens / seconds, 1),
-            },
-            texts=generated,
-            asked=None if generated is None else questions(task),
+            speed=Speed(tokens=tokens, seconds=round(seconds, 3), tokens_per_s=round(tokens / seconds, 1)),
+            texts=answers.texts,
+            asked=answers.questions,
         )
 
-    def _sparsity(self, method: Method, fit, realised: dict, counted: dict) -> dict:
+    def _sparsity(self, method: Method, fit, realised: dict, counted: dict) -> Sparsity:
         """Targets, and what was realised: over all phases, weighted by tokens, and by phase."""
 
         def mean(what: str) -> float | None:
@@ -259,19 +241,18 @@ class Evaluator:
                 return None
             return sum(count * value for count, value in parts) / max(1, sum(count for count, _ in parts))
 
-        level = method.own(self.shape)
-        gate = 0.0 if fit is None else fit.gate_sparsity(level)
-        return {
-            "gate_target": gate,
-            "model_target": 0.0 if fit is None else fit.model_sparsity(self.shape, level),
-            "bytes_per_token": self.shape.bytes_per_token()
-            if fit is None
-            else fit.bytes_per_token(self.shape, level),
-            "gate_realised": mean("gate_sparsity"),
-            "model_realised": mean("skipped_weights") / self.shape.block_weights,
-            "realised": realised,
+        sparsity, shape = method.rule_sparsity(self.shape), self.shape
+        skipped = mean("skipped_weights")
+        return Sparsity(
+            gate_target=0.0 if fit is None else fit.gate_sparsity(sparsity),
+            model_target=0.0 if fit is None else fit.model_sparsity(shape, sparsity),
+            bytes_per_token=shape.bytes_per_token() if fit is None else fit.bytes_per_token(shape, sparsity),
+            gate_realised=mean("gate_sparsity"),
+            model_realised=skipped / shape.block_weights,
+            bytes_realised=shape.bytes_per_token() - 2 * skipped,
+            realised=realised,
             **counted,
-        }
+        )
 
     def _late(self, deadline: float | None) -> bool:
         return deadline is not None and self.processes.agree(time.monotonic() > deadline)

@@ -51,8 +51,8 @@ class Method:
             return self.rule
         return f"{self.rule} {'model ' if self.level == 'model' else ''}{self.sparsity:g}"
 
-    def own(self, shape: Accounting) -> float | None:
-        """The rule's own sparsity on a model of `shape`; CatsError where the target is out of its reach."""
+    def rule_sparsity(self, shape: Accounting) -> float | None:
+        """The sparsity to give the rule on a model of `shape`; CatsError where it cannot reach the target."""
         if self.sparsity is None or self.level == "rule":
             return self.sparsity
         return criteria.rule(self.rule).own_sparsity(shape, self.sparsity)

@@ -1,9 +1,9 @@
-"""Read a task's documents from a folder of JSON lines, one file a split, verified by the sha256 list beside
-it."""
+"""Read a task's documents from a folder of JSON lines, a file for each split, verified by a sha256 list."""
 
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -12,7 +12,22 @@ import datasets
 
 from cats.errors import CatsError
 
+DATA_DIR = "CATS_EVAL_DATA"
 _NAME = re.compile(r"(\w+)\.jsonl(\.gz)?")
+
+
+def mirror(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """The folder of a task's local mirror below `data_dir` or $CATS_EVAL_DATA, None where there is none.
+
+    Raises CatsError where that folder of mirrors does not exist.
+    """
+    root = data_dir or os.environ.get(DATA_DIR)
+    if not root:
+        return None
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise CatsError(f"The folder of local mirrors {root} does not exist: check --data-dir or {DATA_DIR}.")
+    return root / name if (root / name).is_dir() else None
 
 
 def read_splits(folder: Path) -> tuple[datasets.DatasetDict, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Perplexity with per-document sums, so that sparse and dense are compared document by document."""
+"""Perplexity by sums over documents, so that sparse and dense are compared document by document."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,38 +75,6 @@ def perplexity(scores: pd.DataFrame) -> dict:
     tokens = int(scores.tokens.sum())
     nll = float(scores.nll_nats.sum() / tokens)
     return {"documents": len(scores), "tokens": tokens, "nll_nats": nll, "perplexity": float(np.exp(nll))}
-
-
-def paired_interval(
-    baseline: pd.DataFrame,
-    other: pd.DataFrame,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict:
-    """delta_nll = mean token NLL of `other` minus `baseline` in nats, with a percentile bootstrap interval.
-
-    Documents are drawn with replacement, the same draw for both, and each draw's mean is a ratio of sums
-    (long documents weigh more, as in the mean itself). Returns delta_nll, delta_low, delta_high.
-    Raises CatsError unless both scored the same tokens of the same documents, two documents at least.
-    """
-    columns = ["document", "tokens"]
-    if len(baseline) != len(other) or not (baseline[columns].values == other[columns].values).all():
-        raise CatsError("The two results are not of the same documents and tokens: score both on one corpus.")
-    if len(baseline) < 2:
-        raise CatsError("An interval over documents needs two documents at least: use a corpus with more.")
-    difference = other.nll_nats.to_numpy() - baseline.nll_nats.to_numpy()
-    tokens = baseline.tokens.to_numpy()
-    count = len(tokens)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    deltas = (draws @ difference) / (draws @ tokens)
-    low, high = np.quantile(deltas, [(1 - level) / 2, (1 + level) / 2])
-    return {
-        "delta_nll": float(difference.sum() / tokens.sum()),
-        "delta_low": float(low),
-        "delta_high": float(high),
-    }
 
 
 def _check_window(model, max_length: int, stride: int | None) -> None:

@@ -13,14 +13,12 @@ from cats import criteria, paths
 from cats.core.accounting import account
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
-from cats.evaluation import corpus_task as texts
-from cats.evaluation import plan_file as plan_files
-from cats.evaluation import tasks
+from cats.evaluation import plan_file, tasks
 from cats.evaluation.distributed import Processes
 from cats.evaluation.evaluator import Evaluator
 from cats.evaluation.method import Calibration, Method
 from cats.evaluation.table import load_results, write_records
-from cats.models import load as models
+from cats.models import load as model_loading
 from cats.models import memory
 
 
@@ -40,11 +38,11 @@ class Run:
     chat: bool = False
     batch_tokens: int | None = None
     text_tokens: int | None = None  # of each document of a text; None: all of them
-    geometry: str | None = None  # of cats.geometries: sizes for a dry run without the hub
+    geometry: str | None = None  # of cats.models.geometries: sizes for a dry run without the hub
 
     def __post_init__(self):
-        if self.dtype not in models.DTYPES:
-            raise CatsError(f"Unknown dtype {self.dtype!r}: use one of {', '.join(models.DTYPES)}.")
+        if self.dtype not in model_loading.DTYPES:
+            raise CatsError(f"Unknown dtype {self.dtype!r}: use one of {', '.join(model_loading.DTYPES)}.")
         for name, least in {"documents": 1, "batch_tokens": 1, "text_tokens": 1, "seed": 0}.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -65,7 +63,7 @@ del _TYPES["methods"]
 
 def read(path: Path, *, device: str | None = None) -> list[Run]:
     """The runs of a plan file; `device` over what it says. Raises CatsError for anything unknown in it."""
-    runs = plan_files.runs(path, "model, record, tasks and rules")
+    runs = plan_file.runs(path, "model, record, tasks and rules")
     return [_run(run, path.name, device) for run in runs]
 
 
@@ -78,13 +76,11 @@ def check(runs: Sequence[Run], data_dir: str | None = None) -> list[str]:
     for run in runs:
         memory.kind(run.device)
         run.calibration.check()
-        tasks.check([name for name in run.tasks if not texts.is_text(name)], data_dir)
-        for name in filter(texts.is_text, run.tasks):
-            texts.check(name)
-        config = models.config(f"{models.RANDOM}{run.geometry}" if run.geometry else run.model)
+        tasks.check(run.tasks, data_dir)
+        config = model_loading.config(f"{model_loading.RANDOM}{run.geometry}" if run.geometry else run.model)
         shape = account(config)
         for method in run.methods:
-            method.own(shape)
+            method.rule_sparsity(shape)
         needed = memory.estimate(config, run.dtype, tokens=run.batch_tokens or 8192)
         lines.append(f"{run}; about {needed}")
     return lines
@@ -122,8 +118,8 @@ def execute(
         device = processes.device if processes.size > 1 else run.device
         if so_far and not torch.cuda.is_available():
             device = "cpu"
-        memory.check(run.model, models.config(run.model), run.dtype, device)
-        loaded = models.load(run.model, dtype=run.dtype, device=device)
+        memory.check(run.model, model_loading.config(run.model), run.dtype, device)
+        loaded = model_loading.load(run.model, dtype=run.dtype, device=device)
         evaluator = Evaluator(
             loaded,
             folder,
@@ -152,20 +148,12 @@ def execute(
 
 
 def _record(evaluator: Evaluator, run: Run, begun: float, folder: Path | None) -> None:
-    found = [evaluator.path(each, name) for each in run.methods for name in run.tasks]
+    files = [evaluator.path(method, name) for method in run.methods for name in run.tasks]
     parameters = describe(run)
     for path in write_records(
-        load_results(found), run.record, parameters=parameters, started=begun, folder=folder
+        load_results(files), run.record, parameters=parameters, started=begun, folder=folder
     ):
         print(f"Wrote {path}")
-
-
-def task_names(listed: Sequence[str]) -> list[str]:
-    """Tasks by name, "paper" as its eight, and texts ("text:<corpus>") behind them; CatsError for unknown
-    tasks.
-    """
-    stock = tasks.names([name for name in listed if not texts.is_text(name)])
-    return [*stock, *(name for name in listed if texts.is_text(name))]
 
 
 def describe(run: Run) -> dict:
@@ -186,13 +174,13 @@ def describe(run: Run) -> dict:
 
 
 def _run(given: dict, where: str, device: str | None) -> Run:
-    plan_files.check(given, _TYPES, where)
+    plan_file.check(given, _TYPES, where)
     missing = [key for key in ("model", "record", "tasks", "rules") if key not in given]
     if missing:
         raise CatsError(f"A run in {where} lacks {missing[0]}: give model, record, tasks and rules.")
     policies = [_made(Policy, each, where) for each in given.pop("policies", [given.pop("policy", {})])]
     calibration = _made(Calibration, given.pop("calibration", {}), where)
-    names = task_names(given.pop("tasks"))
+    names = tasks.names(given.pop("tasks"))
     level = given.pop("level", "rule")
     wanted = [
         method
@@ -208,7 +196,7 @@ def _run(given: dict, where: str, device: str | None) -> Run:
 
 def _made(kind: type, given: dict, where: str):
     """The dataclass `kind` from plain values; CatsError for unknown ones."""
-    plan_files.check(given, get_type_hints(kind), f"the {kind.__name__.lower()} of {where}")
+    plan_file.check(given, get_type_hints(kind), f"the {kind.__name__.lower()} of {where}")
     return kind(**given)
 
 

@@ -1,10 +1,9 @@
-"""What one model, under one rule and policy, scored on one task: metrics and every document's score,
-compactly."""
+"""What one model scored by one method on one task: metrics, and every document's score in little space."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,27 +14,62 @@ from cats.records.packing import pack, unpack
 SCHEMA = 1
 
 
+class Sparsity(TypedDict, total=False):
+    """What a method was to leave out and what it left out, over all tokens that the model read."""
+
+    gate_target: float  # share of gate activations, what the rule was asked for
+    model_target: float  # share of the blocks' linear weights
+    bytes_per_token: float  # 16-bit weights, from the target
+    gate_realised: float | None  # None where a rule drops other weights than rows of W_up and W_down
+    model_realised: float
+    bytes_realised: float  # a token: 16-bit weights of the model without those that were left out
+    realised: dict[str, dict]  # by phase, as `cats.criteria.masking.Masking.realised`
+    corrected_tokens: int  # where the dense model corrects a sparse one: answers' tokens, and steps of each
+    corrected_sparse_steps: int
+    corrected_dense_steps: int
+
+
+class Speed(TypedDict):
+    """Of the scoring alone, calibration and encoding excluded."""
+
+    tokens: int  # read and generated, padding excluded
+    seconds: float
+    tokens_per_s: float
+
+
+class MethodNote(TypedDict, total=False):
+    """What tells one evaluation from another, and how it went."""
+
+    model: list  # id, revision, sha256, dtype, seed
+    rule: str
+    sparsity: float | None
+    level: str  # of the sparsity, where it is not the rule's own
+    policy: dict | None
+    calibration: dict | None
+    documents: int | None  # asked for; None: all
+    seed: int | None
+    chat: bool
+    text_tokens: int | None
+    shots: int
+    processes: int
+    calibrated: dict | None  # what the calibrated rule says about itself
+
+
 @dataclass
 class Result:
-    """One task under one method.
-
-    `metrics`: means, and standard errors under "<metric>_se". `scores`: per metric an array with one number
-    a document (for word perplexity two: log-probability and words), in the order of `documents`.
-    `sparsity`: target, model_target and realised, by phase. `speed`: tokens, seconds, tokens_per_s.
-    `texts`: what was generated, `asked`: the last question of each prompt; None where nothing was generated.
-    """
+    """One method on one task."""
 
     task: str
-    documents: list[int]
-    data: dict
-    method: dict
+    documents: list[int]  # numbers in the evaluated split
+    data: dict  # what a record says about the documents
+    method: MethodNote
     model: dict
-    metrics: dict[str, float]
-    scores: dict[str, np.ndarray]
-    sparsity: dict
-    speed: dict
-    texts: list[str] | None = None
-    asked: list[str] | None = None
+    metrics: dict[str, float]  # means, and their standard errors under "<metric>_se"
+    scores: dict[str, np.ndarray]  # for each metric, in the order of `documents`: see task.Answers
+    sparsity: Sparsity
+    speed: Speed
+    texts: list[str] | None = None  # what was generated
+    asked: list[str] | None = None  # the last question of each prompt
 
     def save(self, path: Path) -> None:
         """Write the whole result under its name at once: no reader ever sees a part of it."""
@@ -62,37 +96,3 @@ class Result:
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CatsError(f"The result {path} is damaged: delete it to evaluate again.") from error
-
-
-def summarise(scores: dict[str, np.ndarray]) -> dict[str, float]:
-    """Metrics and their standard errors: means of a score a document, perplexities from sums of
-    log-probabilities.
-    """
-    metrics: dict[str, float] = {}
-    for name, values in scores.items():
-        if values.ndim == 2:
-            metrics |= _ratio(name, values[:, 0], values[:, 1])
-        elif name == "perplexity":
-            value = math.exp(-values.mean())
-            metrics |= {name: value, f"{name}_se": value * _standard_error(values)}
-        else:
-            metrics |= {name: float(values.mean()), f"{name}_se": _standard_error(values)}
-    return metrics
-
-
-def _ratio(name: str, logs: np.ndarray, units: np.ndarray) -> dict[str, float]:
-    """exp(-Σ log-probability / Σ units), or that in bits, with a standard error over documents (delta
-    method).
-    """
-    rate = -logs.sum() / units.sum()
-    spread = _standard_error(-logs - rate * units) / units.mean()
-    if name == "bits_per_byte":
-        return {name: rate / math.log(2), f"{name}_se": spread / math.log(2)}
-    if name == "nll":
-        both = {"nll_nats": rate, "nll_nats_se": spread, "perplexity": math.exp(rate)}
-        return {**both, "perplexity_se": math.exp(rate) * spread}
-    return {name: math.exp(rate), f"{name}_se": math.exp(rate) * spread}
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

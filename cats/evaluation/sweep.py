@@ -11,7 +11,10 @@ from cats.core.accounting import account
 from cats.core.sparsify import restore, sparsify
 from cats.core.thresholds import Thresholds
 from cats.core.thresholds import sparsities as check_sparsities
-from cats.evaluation import perplexity as evaluation
+from cats.evaluation.intervals import paired_interval
+from cats.evaluation.perplexity import document_nll, perplexity
+
+DELTAS = ("delta_nll", "delta_low", "delta_high")
 
 
 @dataclass
@@ -19,7 +22,7 @@ class Sweep:
     """Scores at several sparsities.
 
     `results`: a row for each, the dense model (0) first: gate_sparsity, realised_sparsity, model_sparsity,
-    documents, tokens, nll_nats, perplexity, and the paired delta_nll, delta_low, delta_high.
+    documents, tokens, nll_nats, perplexity, and the paired delta_nll, delta_low, delta_high, interval.
     `by_document`: gate_sparsity, document, tokens, delta_nll (the rise of its loss a token over dense).
     """
 
@@ -41,23 +44,23 @@ def sweep(
     seed: int = 0,
     **options,
 ) -> Sweep:
-    """Score `documents` dense and at each gate sparsity; `options` are those of `evaluation.document_nll`.
+    """Score `documents` dense and at each gate sparsity; `options` are those of `document_nll`.
 
-    Intervals are 95 %, over documents, both models on the same ones, resampled with `seed`. The model is
-    dense afterwards, also where this fails. Raises CatsError where thresholds, sparsities or documents do
-    not fit.
+    Intervals are 95 %, over documents, both models on the same ones (`intervals.difference` with `seed`), and
+    NaN below eight documents. The model is dense afterwards, also where this fails. Raises CatsError where
+    thresholds, sparsities or documents do not fit.
     """
     documents = list(documents)
     check_sparsities(sparsities, len(sparsities))
     thresholds.check(model)
     restore(model)  # one that is sparse already would be its own baseline
-    dense = evaluation.document_nll(model, tokenizer, documents, **options)
+    dense = document_nll(model, tokenizer, documents, **options)
     rows = [
         {
             "gate_sparsity": 0.0,
             "realised_sparsity": 0.0,
             "model_sparsity": 0.0,
-            **evaluation.perplexity(dense),
+            **perplexity(dense),
         }
     ]
     deltas = []
@@ -66,14 +69,14 @@ def sweep(
         for sparsity in sparsities:
             sparsify(model, thresholds, sparsity)
             with SparsityMeter(model) as meter:
-                scores = evaluation.document_nll(model, tokenizer, documents, **options)
+                scores = document_nll(model, tokenizer, documents, **options)
             rows.append(
                 {
                     "gate_sparsity": sparsity,
                     "realised_sparsity": float(meter.overall),
                     "model_sparsity": shape.model_sparsity(sparsity),
-                    **evaluation.perplexity(scores),
-                    **evaluation.paired_interval(dense, scores, seed=seed),
+                    **perplexity(scores),
+                    **paired_interval(dense, scores, seed=seed),
                 }
             )
             rise = (scores.nll_nats - dense.nll_nats) / dense.tokens
@@ -82,4 +85,4 @@ def sweep(
     finally:
         restore(model)
     by_document = pd.concat(deltas) if deltas else pd.DataFrame()
-    return Sweep(pd.DataFrame(rows), by_document)
+    return Sweep(pd.DataFrame(rows).astype({name: float for name in DELTAS if sparsities}), by_document)

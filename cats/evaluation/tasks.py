@@ -1,58 +1,25 @@
-"""The evaluation tasks of the paper and its rebuttal, as lm-eval defines them, from the hub or from local
-mirrors."""
+"""What is scored: a task of lm-eval, or the text of a corpus as "text:<corpus>"."""
 
-import logging
 import os
-import random
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
-import datasets
-import lm_eval.api.task
-import lm_eval.tasks
-import lm_eval.utils
-import numpy as np
-from huggingface_hub import HfApi
-from jinja2 import TemplateError
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks._yaml_loader import load_yaml
-from tqdm.auto import tqdm
-
-from cats.errors import CatsError
-from cats.evaluation import docs_cloze as cloze
-from cats.evaluation.mirrors import read_splits
-from cats.evaluation.task_list import TASKS, names
-
-STOCK = Path(lm_eval.tasks.__file__).resolve().parent
-DATA_DIR = "CATS_EVAL_DATA"
-_FEWSHOT_SEED = 1234  # lm-eval's own default
-_SPLITS = ("training_split", "validation_split", "test_split")
+from cats.evaluation import corpus_task, lm_eval_task, task_list
+from cats.evaluation.task import Task
 
 
-@dataclass
-class LoadedTask:
-    """A task with its documents: `name` is what tables call it, `data` what a record says about the
-    documents.
+def names(wanted: Sequence[str]) -> list[str]:
+    """Tasks by name, "paper" as its eight, and texts behind them; raises CatsError for an unknown task."""
+    listed = task_list.names([name for name in wanted if not corpus_task.is_text(name)])
+    return [*listed, *filter(corpus_task.is_text, wanted)]
 
-    `documents`: their numbers in the evaluated split, in order; `requests` are lm-eval's instances for
-    them.
-    """
 
-    name: str
-    metric: str
-    lm_eval: ConfigurableTask
-    documents: list[int]
-    data: dict
-    shots: int
-    encoded: list | None = None  # the requests in token ids, kept for the next method
-
-    @property
-    def requests(self) -> list:
-        return self.lm_eval.instances
+def check(wanted: Iterable[str], data_dir: str | os.PathLike | None = None) -> None:
+    """Raise CatsError for an unknown task or one without data, before any model is loaded."""
+    for name in wanted:
+        if corpus_task.is_text(name):
+            corpus_task.check(name)
+        else:
+            lm_eval_task.check(name, data_dir)
 
 
 def load(
@@ -62,212 +29,20 @@ def load(
     documents: int | None = None,
     seed: int = 0,
     chat_template: Callable | None = None,
-) -> LoadedTask:
-    """Load one task and build lm-eval's requests, prompts and few-shot examples being lm-eval's own.
+    text_tokens: int | None = None,
+) -> Task:
+    """A task with its documents, a seeded draw of `documents` where there are more.
 
-    Documents come from `data_dir` (default: the environment variable CATS_EVAL_DATA) where it has a folder of
-    that name, else from the hub. A copy that differs from the hub's gets another name. `documents` takes a
-    seeded draw of that many; `chat_template` renders prompts as a chat (`HFLM.apply_chat_template`).
-    Raises CatsError for an unknown task, missing or damaged data, and a missing network.
+    `data_dir` and `chat_template` are for lm-eval's tasks (`lm_eval_task.load`), `text_tokens` is for texts
+    (`corpus_task.load`). Raises CatsError for an unknown task and for missing or damaged data.
     """
-    name = names([name])[0]
-    task = TASKS[name]
-    if documents is not None and documents < 1:
-        raise CatsError(f"documents={documents} is too few: ask for at least one.")
-    folder = mirror(name, data_dir)
-    with _quiet(), _templates_kept():
-        lm_eval_task = _task(name, folder)
-        total = len(lm_eval_task.eval_docs)
-        chosen = None
-        if documents is not None and documents < total:
-            chosen = sorted(random.Random(seed).sample(range(total), documents))
-        _build(name, lm_eval_task, chosen, chat_template)
-    raw = lm_eval_task.dataset[_evaluated(lm_eval_task)]
-    title, difference = name, None
-    if task.variant and task.variant[1](raw):
-        title, _, difference = task.variant
-    data = {
-        "task": title,
-        "version": lm_eval_task.VERSION,
-        "source": _source(lm_eval_task),
-        "split": _evaluated(lm_eval_task),
-        "documents": len(chosen) if chosen else total,
-        "of": total,
-        "difference": difference,
-        "sha256": lm_eval_task.digests,
-    }
-    return LoadedTask(
-        name=title,
-        metric=task.metric,
-        lm_eval=lm_eval_task,
-        documents=chosen or list(range(total)),
-        data={**data, "seed": seed} if chosen else data,
-        shots=lm_eval_task.config.num_fewshot,
+    if corpus_task.is_text(name):
+        return corpus_task.load(name, documents=documents, seed=seed, tokens=text_tokens)
+    return lm_eval_task.load(
+        name, data_dir=data_dir, documents=documents, seed=seed, chat_template=chat_template
     )
 
 
-def check(wanted: Iterable[str], data_dir: str | os.PathLike | None = None) -> None:
-    """Raise CatsError unless the data of every task can be found, before any model is loaded."""
-    for name in names(list(wanted)):
-        if TASKS[name].yaml is not None and mirror(name, data_dir) is None:
-            _reach(name, load_yaml(STOCK / TASKS[name].yaml)["dataset_path"])
-
-
-def mirror(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
-    """The folder of a task's local mirror, None where there is none; raises CatsError for a missing
-    `data_dir`.
-    """
-    root = data_dir or os.environ.get(DATA_DIR)
-    if not root:
-        return None
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise CatsError(f"The folder of local mirrors {root} does not exist: check --data-dir or {DATA_DIR}.")
-    return root / name if (root / name).is_dir() else None
-
-
-class _MirroredTask(ConfigurableTask):
-    """lm-eval's task, its documents taken from a folder when `folder` is set; `digests` are the files'
-    sha256.
-    """
-
-    def __init__(self, config: dict, folder: Path | None):
-        self.folder = folder
-        self.digests: dict[str, str] = {}
-        super().__init__(config=config)
-
-    def download(self, dataset_kwargs=None, **kwargs) -> None:
-        if self.config.task == cloze.NAME:
-            self.dataset, self.digests = cloze.splits()
-        elif self.folder is not None:
-            self.dataset, self.digests = read_splits(self.folder)
-        else:
-            super().download(dataset_kwargs, **kwargs)
-
-
-def _task(name: str, folder: Path | None) -> _MirroredTask:
-    own = TASKS[name].yaml is None
-    config = dict(cloze.CONFIG) if own else load_yaml(STOCK / TASKS[name].yaml)
-    config.pop("tag", None)
-    wanted = config.get("test_split") or config.get("validation_split")
-    if folder is None and not own:
-        _reach(name, config["dataset_path"])
-    elif folder is not None:
-        splits = {path.name.split(".")[0] for path in folder.glob("*.jsonl*")}
-        needed = [wanted, *([config["fewshot_split"]] if config.get("num_fewshot") else [])]
-        for split in needed:
-            if split not in splits:
-                raise CatsError(f"The mirror of {name} lacks {split}.jsonl or {split}.jsonl.gz in {folder}.")
-        for key in _SPLITS:
-            if config.get(key) not in splits:
-                config[key] = None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        task = _MirroredTask(config, folder)
-    except CatsError:
-        raise
-    except (OSError, ValueError, LookupError, TemplateError) as error:
-        where = f"The mirror of {name} in {folder}" if folder else f"The data of {name} on the hub"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise CatsError(f"{where} cannot be read as lm-eval's task expects ({reason}).") from error
-    if task.config.num_fewshot is None:
-        task.set_config(key="num_fewshot", value=0)
-    return task
-
-
-def _source(task: _MirroredTask) -> str:
-    if task.folder is not None:
-        return f"mirror {task.folder.name}"
-    return task.DATASET_PATH if task.config.task == cloze.NAME else f"hub {task.DATASET_PATH}"
-
-
-def _evaluated(task: ConfigurableTask) -> str:
-    return task.config.test_split or task.config.validation_split
-
-
-def _build(
-    name: str, task: ConfigurableTask, chosen: list[int] | None, chat_template: Callable | None
-) -> None:
-    """All requests on every process: lm-eval draws few-shot examples in order, so a shard alone would
-    differ.
-    """
-    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-    options = {"samples": chosen} if chosen else {}
-    if chat_template is not None:
-        options |= {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": chat_template}
-    with _patched(lm_eval.api.task, "tqdm", partial(tqdm, desc=f"{name}: prompts", unit="doc", disable=None)):
-        task.build_all_requests(**options)
-
-
-@contextmanager
-def _templates_kept():
-    """lm-eval compiles a template anew for every document, which takes most of the time to build prompts and
-    to score answers.
-    """
-    environment = lm_eval.utils.env
-    with _patched(environment, "from_string", lru_cache(environment.from_string)):
-        yield
-
-
-@_templates_kept()
-def score(task: LoadedTask, responses: list) -> dict[str, np.ndarray]:
-    """Per metric one score a document, from the responses to `task.requests`, by lm-eval's own filters and
-    metrics.
-
-    Of several filters the first keeps the metric's name, the others add theirs (exact_match_flexible).
-    """
-    requests = task.requests
-    by_document: dict[int, list] = {}
-    for request, response in zip(requests, responses, strict=True):
-        request.resps = [response]
-        request.filtered_resps = {}
-        by_document.setdefault(request.doc_id, []).append(request)
-    task.lm_eval.apply_filters()
-    scores: dict[str, list] = {}
-    for number, name in enumerate(requests[0].filtered_resps):
-        suffix = "" if number == 0 else f"_{name.split('-')[0]}"
-        for document in sorted(by_document):
-            asked = sorted(by_document[document], key=lambda request: request.idx)
-            values = task.lm_eval.process_results(
-                asked[0].doc, [request.filtered_resps[name] for request in asked]
-            )
-            for metric, value in values.items():
-                scores.setdefault(metric + suffix, []).append(value)
-    return {metric: np.asarray(values, dtype=float) for metric, values in scores.items()}
-
-
-@contextmanager
-def _quiet():
-    """No progress bars of `datasets` in a log."""
-    if sys.stderr.isatty() or not datasets.utils.logging.is_progress_bar_enabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
-
-
-@contextmanager
-def _patched(owner, name: str, value):
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@lru_cache
-def _reach(name: str, path: str) -> None:
-    """One short question to the hub: `load_dataset` retries for minutes without network."""
-    try:
-        HfApi().dataset_info(path, timeout=10)
-    except Exception as error:  # each version of huggingface_hub brings its own HTTP client and its errors
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___").lower()
-        if not cache.is_dir():
-            raise CatsError(
-                f"The data of {name} ({path}) is neither in a local mirror nor can the hub be reached: "
-                f"connect, or name a folder of mirrors with --data-dir or {DATA_DIR}."
-            ) from error
+def read_tokens(name: str, text_tokens: int | None) -> int | None:
+    """How many tokens of each document a task keeps; None for all of them, as lm-eval's tasks always do."""
+    return text_tokens if corpus_task.is_text(name) else None

@@ -134,8 +134,7 @@ def zero_shot(
     from cats.criteria.masking import Masking
     from cats.evaluation import tasks  # lm-eval, which only some comparisons need
     from cats.evaluation.hflm import MaskedHFLM
-    from cats.evaluation.result import summarise
-    from cats.evaluation.scoring import answer
+    from cats.evaluation.intervals import summarise
 
     listed = tasks.names(list(names))
     tasks.check(listed, data_dir)
@@ -148,7 +147,7 @@ def zero_shot(
             lm = MaskedHFLM(model, tokenizer, masking=masking)
             for task in loaded:
                 lm.label = task.name
-                scores.append(summarise(answer(task, lm, processes)[0])["acc"])
+                scores.append(summarise(task.score(lm, processes).scores)["acc"])
         return sum(scores) / len(scores)
 
     return measure

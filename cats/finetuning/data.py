@@ -201,8 +201,7 @@ def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example]
 
 
 def _task(task: str, split: str, data_dir: str | None) -> tuple[list[Example], dict]:
-    from cats.evaluation.mirrors import read_splits
-    from cats.evaluation.tasks import mirror
+    from cats.evaluation.mirrors import mirror, read_splits
 
     if task not in _TASKS:
         raise CatsError(f"There is no form for the task {task!r}: use one of {', '.join(_TASKS)}.")

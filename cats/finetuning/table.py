@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from cats import criteria, paths
-from cats.evaluation import intervals, perplexity
+from cats.evaluation import intervals
 from cats.finetuning.plan import Comparison
 from cats.finetuning.recipe import Recipe
 from cats.records import record as records
@@ -70,7 +70,7 @@ def rows(model: str, done: Sequence[tuple[Recipe, dict]]) -> list[dict]:
             delta |= {key: None for key in ("delta_acc", "delta_acc_low", "delta_acc_high")}
             base = dense.get((recipe.seed, point["step"]))
             if base and len(base["heldout_rows"]) > 1:
-                delta |= perplexity.paired_interval(_scores(base), _scores(point))
+                delta |= intervals.paired_interval(_scores(base), _scores(point))
                 delta |= _accuracy_difference(base, point)
             realised = point.get("heldout_realised")
             table.append(

@@ -6,13 +6,26 @@ import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from toys import VOCABULARY, toy
+from toys import VOCABULARY, constant_thresholds, toy
 from transformers import PreTrainedTokenizerFast
 
+from cats.core.sparsify import sparsify
+from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.method import Calibration
 from cats.models.load import LoadedModel
 
 LENGTH = 1024  # tokens that a model reads: a prompt of gsm8k and its answer
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "fly", "over", "it", "again"]
+
+KINDS = {
+    "piqa": "loglikelihood",
+    "arc_easy": "loglikelihood",
+    "boolq": "loglikelihood",
+    "lambada_openai": "loglikelihood",
+    "wikitext": "loglikelihood_rolling",
+    "gsm8k": "generate_until",
+}
+TEXT = Calibration(corpus="python-docs", tokens=2048, sequence_length=128)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -31,6 +44,16 @@ def loaded(family: str = "llama", **changes) -> LoadedModel:
     model = toy(family, max_position_embeddings=LENGTH, **changes)
     info = {"id": f"toy-{family}", "revision": None, "sha256": None, "dtype": "float32", "weights": "random"}
     return LoadedModel(model, tokenizer(), info)
+
+
+def thin(model, sparsity=0.5):
+    """A toy model made sparse by thresholds that need no calibration."""
+    return sparsify(model, constant_thresholds(model, most=0.6), sparsity)
+
+
+def evaluator(folder: Path, output: Path, **options) -> Evaluator:
+    """Of a toy model on mirrors in `folder`."""
+    return Evaluator(loaded(), output, data_dir=folder, calibration=TEXT, batch_tokens=400, **options)
 
 
 def mirrors(folder: Path, documents: int = 6) -> Path:

@@ -7,8 +7,9 @@ from evaluation_toys import loaded, mirrors
 
 from cats.criteria.masking import Policy
 from cats.evaluation.evaluator import Evaluator
+from cats.evaluation.intervals import summarise
 from cats.evaluation.method import Calibration, methods
-from cats.evaluation.result import Result, summarise
+from cats.evaluation.result import Result
 from cats.evaluation.table import load_results, write_records
 
 MATHS, MATHS_APART = "toy-gsm8k", "toy-gsm8k-decode-only"

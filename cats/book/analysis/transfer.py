@@ -10,7 +10,8 @@ import torch
 from cats.criteria import Fit
 from cats.criteria.masking import Masking
 from cats.evaluation.corpus_task import announce
-from cats.evaluation.perplexity import document_nll, paired_interval
+from cats.evaluation.intervals import paired_interval
+from cats.evaluation.perplexity import document_nll
 
 _KINDS = {"cats": "fixed", "online": "online"}  # by rule: what tables and figures call the thresholds
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from cats.evaluation.intervals import difference, mean_difference
-from cats.evaluation.table import AVERAGE, stock
-from cats.evaluation.task_list import PAPER
+from cats.evaluation.table import AVERAGE
+from cats.evaluation.task_list import PAPER, stock
 from cats.records import record as records
 from cats.records.packing import unpack
 
