@@ -110,6 +110,8 @@ def model_folder(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
+                for stale in folder.parent.glob(f".{name}-*"):  # of a conversion that was killed
+                    shutil.rmtree(stale, ignore_errors=True)
                 _convert(name, gguf, folder)
     _verify(folder)
     return folder

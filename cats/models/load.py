@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ from cats.models.geometries import GEOMETRIES
 
 DEFAULT = "smollm2-135m-instruct"
 RANDOM = "random:"
+_INCOMPLETE = {
+    "missing_keys": "missing",
+    "unexpected_keys": "without a place in the model",
+    "mismatched_keys": "of another shape",
+    "error_msgs": "unreadable",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,15 +69,16 @@ def load(
     """
     if dtype not in DTYPES:
         raise CatsError(f"Unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
-    _check_device(device)
+    memory.check_device(device)
     if name.startswith(RANDOM):
         return _random(name, DTYPES[dtype], device, seed, layers)
     if layers is not None:
         raise CatsError(f"layers={layers} needs random weights: ask for {RANDOM}<geometry> or drop layers.")
     source, identity = _locate(name)
     spread = {"device_map": "auto"} if device == "auto" else {}
-    model = _from_pretrained(AutoModelForCausalLM, name, source, dtype=DTYPES[dtype], **spread)
-    tokenizer = _from_pretrained(AutoTokenizer, name, source)
+    with explained(name, source):
+        model = complete(name, AutoModelForCausalLM, source, dtype=DTYPES[dtype], **spread)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
     if name in EMBEDDED:
         check_tokenizer(name, tokenizer)
         model.config.name_or_path = name  # not a path into this machine's cache
@@ -78,7 +86,10 @@ def load(
 
 
 def config(name: str) -> PretrainedConfig:
-    """The configuration of a model of any name that `load` knows, without its weights."""
+    """The configuration of a model of any name that `load` knows, without its weights.
+
+    Raises CatsError for an unknown name, and for a configuration that no model can be built from.
+    """
     shape = name.removeprefix(RANDOM)
     known = {**GEOMETRIES, **{key: embedded.config for key, embedded in EMBEDDED.items()}}
     if shape in known:
@@ -86,18 +97,34 @@ def config(name: str) -> PretrainedConfig:
     if name.startswith(RANDOM):
         raise CatsError(f"Unknown geometry {shape!r}{_suggest(shape, known)}.")
     source, _ = _locate(name)
-    return _from_pretrained(AutoConfig, name, source)
+    with explained(name, source):
+        found = AutoConfig.from_pretrained(**source)
+        text = found.get_text_config()
+        if type(text) in AutoModelForCausalLM._model_mapping:
+            with torch.device("meta"):  # what is wrong in it shows when a model is built, here without memory
+                AutoModelForCausalLM.from_config(text)
+        return found
 
 
-def _check_device(device: str) -> None:
-    if device == "auto":
-        return
+def complete(name: str, auto, source: dict, **options) -> PreTrainedModel:
+    """`auto.from_pretrained`, every weight of which comes from the checkpoint; raises CatsError otherwise.
+
+    Transformers itself fills what is missing with random weights, and leaves out what has no place.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the report that Transformers prints is said below in one sentence
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise CatsError(f"Unknown device {device!r}: use cpu, cuda or cuda:0.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise CatsError(f"Device {device!r} was asked for but PyTorch sees no GPU here: use device=cpu.")
+        model, report = auto.from_pretrained(**source, **options, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    for key, what in _INCOMPLETE.items():
+        if report.get(key):
+            first = sorted(map(str, report[key]))[0]
+            raise CatsError(
+                f"The weights of {name} do not fit its configuration: {len(report[key])} {what}, the first "
+                f"{first}; get the whole model, or correct its config.json."
+            )
+    return model
 
 
 def _locate(name: str) -> tuple[dict, dict]:
@@ -174,18 +201,24 @@ def _fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_pretrained(auto, name: str, source: dict, **options):
-    """`auto.from_pretrained`, with what can go wrong said in one sentence."""
+@contextmanager
+def explained(name: str, source: dict) -> Iterator[None]:
+    """Whatever the libraries below raise on a model's files becomes one sentence.
+
+    A configuration or a checkpoint can be broken in more ways than there are kinds of errors.
+    """
     try:
         with quiet_unless_terminal():
-            return auto.from_pretrained(**source, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            yield
+    except (CatsError, MemoryError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise CatsError(
+            f"{name} does not fit the GPU's memory: use bfloat16 or a larger GPU."
+        ) from error
+    except Exception as error:
         local = Path(source["pretrained_model_name_or_path"]).is_dir()
         raise CatsError(_explain_local(name, error) if local else _explain_hub(name, error)) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "safetensors_rust")):
-            raise CatsError(_explain_local(name, error)) from error
-        raise
 
 
 @contextmanager
@@ -202,7 +235,7 @@ def quiet_unless_terminal():
 
 
 def _explain_local(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"The model at {name} cannot be read, it may be truncated or incomplete ({reason})."
 
 

@@ -45,22 +45,33 @@ def estimate(config: PretrainedConfig, dtype: str, *, tokens: int = 2048) -> Est
 
 
 def kind(device: str) -> str:
-    """What a device is, "cpu" or "cuda" mostly; CatsError for an unknown one."""
+    """What a device is, "cpu" or "cuda"; CatsError for any other, which nothing here was tried on."""
     try:
-        return torch.device("cpu" if device == "auto" else device).type
+        name = torch.device("cpu" if device == "auto" else device).type
     except RuntimeError as error:
         raise CatsError(f"Unknown device {device!r}: use cpu, cuda, cuda:0 or auto.") from error
+    if name not in ("cpu", "cuda"):
+        raise CatsError(f"The device {device!r} is not supported: use cpu, cuda, cuda:0 or auto.")
+    return name
+
+
+def check_device(device: str) -> None:
+    """Raise CatsError for a device that is unknown, unsupported or not there."""
+    if kind(device) != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise CatsError(f"{device} was asked for and PyTorch sees no GPU here: use device=cpu.")
+    number = torch.device(device).index or 0
+    if number >= torch.cuda.device_count():
+        raise CatsError(f"There is no {device}, PyTorch finds {torch.cuda.device_count()} GPUs here.")
 
 
 def available(device: str) -> float:
     """Free memory in GB: of one GPU, of all of them for "auto", or what the machine has without one."""
     if device == "auto" and torch.cuda.is_available():
         return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())) / 1e9
-    if kind(device) == "meta":
-        return float("inf")
+    check_device(device)
     if kind(device) == "cuda":
-        if not torch.cuda.is_available():
-            raise CatsError(f"{device} was asked for and PyTorch finds no GPU here: use --device cpu.")
         return torch.cuda.mem_get_info(device)[0] / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9 + _reclaimable()
 
