@@ -85,7 +85,7 @@ def perplexity(given: Namespace) -> None:
             "-" if number == 0 else f"{row.realised_sparsity:.3f}",
             f"{row.nll_nats:.4f}",
             f"{row.perplexity:.3f}",
-            intervals.text(row.delta_nll, row.delta_low, row.delta_high),
+            intervals.as_text(row.delta_nll, row.delta_low, row.delta_high),
         )
         for number, row in enumerate(scored.itertuples())
     ]

@@ -2,6 +2,8 @@
 
 import re
 
+from cats.evaluation.intervals import as_text
+
 _PERCENT = re.compile(r"(?<=\d)[ \u00a0]?%")
 _MINUS = re.compile(r"(?<![\w.,\]\)-])-(?=\.?\d)")
 _NEGATIVE_ZERO = re.compile(r"−(?=0(?:\.0+)?(?!\d|\.\d))")
@@ -16,8 +18,11 @@ def tidy(text: str) -> str:
 
 
 def interval(value: float, low: float, high: float, *, digits: int = 3, scale: float = 1.0) -> str:
-    """A signed value with its interval, "+0.123 [+0.045, +0.210]"; all three are multiplied by `scale`."""
-    return tidy("{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*(scale * v for v in (value, low, high)), d=digits))
+    """A signed value with its interval, "+0.123 [+0.045, +0.210]"; all three are multiplied by `scale`.
+
+    The value alone where few documents give no interval.
+    """
+    return tidy(as_text(value, low, high, f"+.{digits}f", scale=scale))
 
 
 def listed(names: list[str]) -> str:

@@ -89,7 +89,7 @@ def show(rows) -> None:
                 _number(row["realised_model_sparsity"], ".3f"),
                 _number(score, ".4f"),
                 _number(error, ".4f"),
-                intervals.text(delta, row.get("delta_low"), row.get("delta_high")),
+                intervals.as_text(delta, row.get("delta_low"), row.get("delta_high")),
             )
         )
     print(text_table(header, lines))

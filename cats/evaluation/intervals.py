@@ -198,12 +198,15 @@ def at_equal_bytes(realised_bytes: Sequence[float], scores: Sequence[float], wan
     return float(np.interp(wanted, x, y[order])) if x[0] <= wanted <= x[-1] else None
 
 
-def text(delta: float | None, low: float | None, high: float | None, form: str = "+.4f") -> str:
-    """A difference with its interval as tables on a terminal show it; "-" without one to show."""
-    if delta is None or delta != delta:
-        return "-"
-    known = low is not None and low == low
-    return format(delta, form) + (f" [{format(low, form)}, {format(high, form)}]" if known else "")
+def as_text(
+    delta: float | None, low: float | None, high: float | None, form: str = "+.4f", *, scale: float = 1.0
+) -> str:
+    """A difference with its interval as tables show it, all three multiplied by `scale`.
+
+    The difference alone where there is no interval, and "-" where there is no difference.
+    """
+    shown = [format(scale * v, form) for v in (delta, low, high) if v is not None and v == v]
+    return "{} [{}, {}]".format(*shown) if len(shown) == 3 else (shown or ["-"])[0]
 
 
 def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Difference:

@@ -72,9 +72,7 @@ def _ensure_folder(folder: Path) -> None:
 
 
 def _download(name: str, source: Source, target: Path) -> None:
-    for stale in target.parent.glob(
-        f"{target.name}.part*"
-    ):  # of a download that was killed
+    for stale in target.parent.glob(f"{target.name}.part*"):  # of a download that was killed
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     partial = target.with_name(f"{target.name}.part")
     progress = tqdm(total=source.size, desc=f"fetching {name}", unit="B", unit_scale=True, disable=None)

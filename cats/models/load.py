@@ -213,9 +213,7 @@ def explained(name: str, source: dict) -> Iterator[None]:
     except (CatsError, MemoryError):
         raise
     except torch.OutOfMemoryError as error:
-        raise CatsError(
-            f"{name} does not fit the GPU's memory: use bfloat16 or a larger GPU."
-        ) from error
+        raise CatsError(f"{name} does not fit the GPU's memory: use bfloat16 or a larger GPU.") from error
     except Exception as error:
         local = Path(source["pretrained_model_name_or_path"]).is_dir()
         raise CatsError(_explain_local(name, error) if local else _explain_hub(name, error)) from error

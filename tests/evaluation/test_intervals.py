@@ -66,7 +66,7 @@ def test_few_documents_give_the_interval_of_student_or_none(documents, how):
         assert [found["low"], found["high"]] == pytest.approx([expected.low, expected.high])
     elif how is None:
         assert found["low"] is None and found["high"] is None
-        assert intervals.text(found["delta"], None, None) == f"{found['delta']:+.4f}"
+        assert intervals.as_text(found["delta"], None, None) == f"{found['delta']:+.4f}"
 
 
 def test_intervals_over_twelve_documents_hold_the_mean_as_often_as_they_say():
@@ -113,6 +113,13 @@ def test_the_best_is_held_against_the_second_best_of_all_that_were_looked_at():
     assert same["tie"] is True
     with pytest.raises(CatsError, match="two methods"):
         intervals.against_runner_up({"a": base})
+
+
+def test_intervals_as_text():
+    assert intervals.as_text(0.1234, 0.1, 0.2, "+.2f") == "+0.12 [+0.10, +0.20]"
+    assert intervals.as_text(0.1234, None, None, "+.1f", scale=100) == "+12.3"
+    assert intervals.as_text(0.1234, np.nan, np.nan) == "+0.1234"
+    assert intervals.as_text(None, None, None) == intervals.as_text(np.nan, None, None) == "-"
 
 
 def test_chance_is_taken_off_both_shares():

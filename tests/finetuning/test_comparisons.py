@@ -36,7 +36,7 @@ def test_the_checkpoint_kept_is_the_first_best_one_and_the_reference_sign_keeps_
 
 
 def test_accuracy_is_compared_with_the_dense_run_row_by_row():
-    points = {"dense": [1, 1, 0, 0], "cats": [1, 0, 0, 0]}
+    points = {"dense": [1, 1, 0, 0] * 2, "cats": [1, 0, 0, 0] * 2}
     done = [
         (Recipe(rule=rule, sparsity=0.5 if rule == "cats" else None), found)
         for rule, right in points.items()

@@ -9,7 +9,7 @@ from torch import Tensor
 from cats.book.analysis import recorded
 from cats.criteria.generate import continue_prompts
 from cats.criteria.masking import Masking, Policy
-from cats.evaluation.intervals import difference
+from cats.evaluation.intervals import as_text, difference
 from cats.records import paper
 from cats.records.packing import unpack
 
@@ -107,7 +107,7 @@ def interval(delta: float | None, low: float, high: float) -> str | None:
     """A difference of shares in percentage points, "−9.1 [−11.0, −7.2]"; None where there is none."""
     if delta is None or pd.isna(delta):
         return None
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in (delta, low, high)))
+    return as_text(delta, low, high, "+.1f", scale=100)
 
 
 def kept(rows: pd.DataFrame) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import torch
 
 from cats.criteria import Fit
 from cats.criteria.masking import Masking
+from cats.evaluation import intervals
 from cats.evaluation.corpus_task import announce
-from cats.evaluation.intervals import paired_interval
 from cats.evaluation.perplexity import document_nll
 
 _KINDS = {"cats": "fixed", "online": "online"}  # by rule: what tables and figures call the thresholds
@@ -83,7 +83,7 @@ def row(reading: Reading, dense: Reading, **columns) -> dict:
         "realised_sparsity": float(reading.by_layer.mean()),
         "drift": float(drift.mean()),
         "worst_layer": float(drift[drift.abs().argmax()]),
-        **paired_interval(dense.scores, reading.scores),
+        **intervals.paired_interval(dense.scores, reading.scores),
     }
 
 
@@ -122,9 +122,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Live or recorded rows as a page shows them: what was realised, and the difference to dense."""
     accuracy = "delta_acc" in rows
     scale, form, name = (
-        (100, "{:+.1f} [{:+.1f}, {:+.1f}]", "− dense, points [95 %]")
-        if accuracy
-        else (1, "{:+.3f} [{:+.3f}, {:+.3f}]", "loss − dense [95 %]")
+        (100, "+.1f", "− dense, points [95 %]") if accuracy else (1, "+.3f", "loss − dense [95 %]")
     )
     value = "delta_acc" if accuracy else "delta_nll"
     rows = rows.sort_values(["gate_sparsity"], kind="stable")
@@ -138,7 +136,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
             "realised": rows.realised_sparsity,
             **({"worst layer": rows.gate_sparsity + rows.worst_layer} if "worst_layer" in rows else {}),
             name: [
-                None if pd.isna(each[0]) else form.format(*(scale * part for part in each)) for each in deltas
+                None if pd.isna(each[0]) else intervals.as_text(*each, form, scale=scale) for each in deltas
             ],
         }
     )
