@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -13,6 +15,7 @@ import datasets
 from cats.errors import CatsError
 
 DATA_DIR = "CATS_EVAL_DATA"
+_HALF = re.compile("[\ud800-\udfff]")
 _NAME = re.compile(r"(\w+)\.jsonl(\.gz)?")
 
 
@@ -60,17 +63,44 @@ def read_splits(folder: Path) -> tuple[datasets.DatasetDict, dict[str, str]]:
 
 def _rows(title: str, data: bytes, digest: str, compressed: bool) -> datasets.Dataset:
     try:
-        text = (gzip.decompress(data) if compressed else data).decode()
+        text = (gzip.decompress(data) if compressed else data).decode("utf-8-sig")
         rows = [
             json.loads(line) for line in text.split("\n") if line.strip()
         ]  # splitlines cuts at U+2028 too
-    except (EOFError, OSError, zlib.error, ValueError) as error:
+    except (EOFError, OSError, zlib.error, ValueError, RecursionError) as error:
         raise CatsError(
             f"The mirror {title} (sha256 {digest[:16]}) is truncated or damaged: copy it again."
         ) from error
     if not rows:
         raise CatsError(f"The mirror {title} (sha256 {digest[:16]}) is empty: copy it again.")
-    return datasets.Dataset.from_list(rows)
+    halves = sum(len(_HALF.findall(part)) for row in rows for part in _texts(row))
+    if halves:
+        print(f"{title}: {halves} halves of surrogate pairs were replaced by U+FFFD.", file=sys.stderr)
+        rows = [_whole(row) for row in rows]
+    try:
+        return datasets.Dataset.from_list(rows)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CatsError(
+            f"The rows of the mirror {title} (sha256 {digest[:16]}) are not alike: copy it again."
+        ) from error
+
+
+def _texts(value) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _whole(value):
+    """A JSON value without halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def _expected(sums: Path) -> dict[str, str]:

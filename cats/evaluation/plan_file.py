@@ -5,9 +5,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin
 
-import yaml
-
 from cats.errors import CatsError
+from cats.records import yaml_file
 
 _WORDS = {
     str: "text",
@@ -28,14 +27,7 @@ def runs(path: Path, wanted: str) -> list[dict]:
 
     `wanted` names what a run must have, for the message.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CatsError(
-            f"The plan {path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CatsError(f"The plan {path} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    content = yaml_file.read(path, "plan")
     if not isinstance(content, dict) or not content.get("runs"):
         raise CatsError(f"The plan {path} needs a list `runs`, each with {wanted}.")
     check(content, {"defaults": dict | None, "runs": list[dict]}, str(path))
@@ -62,7 +54,9 @@ def _is(value, kind) -> bool:
     if isinstance(kind, UnionType):
         return any(_is(value, each) for each in get_args(kind))
     if kind is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and abs(value) < float("inf")
+    if kind is int:
+        return type(value) is int and abs(value) < 1 << 63
     if get_origin(kind) in (list, tuple):
         whole = isinstance(value, (list, tuple)) and all(_is(each, get_args(kind)[0]) for each in value)
         return whole and (len(value) > 0 or get_origin(kind) is tuple)

@@ -50,8 +50,8 @@ def test_two_rules_are_compared_on_the_same_documents():
         return {"task": task, "rule": rule, "gate_sparsity": 0.5, "correct": pack(np.asarray(scores))}
 
     mirrored = {"sciq": "sciq_closed_book"}  # a variant stands in for its task
-    rows = [row(mirrored.get(name, name), "cats", [0, 1, 1, 0]) for name in PAPER]
-    rows += [row(mirrored.get(name, name), "chess", [1, 1, 1, 0]) for name in PAPER]
+    rows = [row(mirrored.get(name, name), "cats", [0, 1, 1, 0] * 2) for name in PAPER]
+    rows += [row(mirrored.get(name, name), "chess", [1, 1, 1, 0] * 2) for name in PAPER]
     rows.append(row("lambada_openai", "chess", [0, 0, 0, 0]))  # not one of the paper's
     gain = variants.between(pd.DataFrame(rows), "cats", "chess", 0.5)
     assert gain["delta"] == 0.25 and 0 <= gain["low"] < 0.25 < gain["high"]
@@ -74,14 +74,14 @@ def test_labels_name_the_sparsity_where_there_is_one(sparsity, label):
 
 
 def test_variants_are_compared_with_cats_at_their_level():
-    scores = {"dense": [1, 1, 1, 0], "cats": [1, 0, 0, 0], "refit": [1, 1, 0, 0]}
+    scores = {"dense": [1, 1, 1, 0] * 2, "cats": [1, 0, 0, 0] * 2, "refit": [1, 1, 0, 0] * 2}
     tasks = [
         {
             "rule": rule,
             "gate_sparsity": 0.5 if rule != "dense" else 0.0,
             "task": task,
             "correct": pack(np.asarray(values, dtype=float)),
-            "acc": sum(values) / 4,
+            "acc": sum(values) / 8,
             "share_of_dense": None,
         }
         for task in [*PAPER, "lambada_openai"]

@@ -113,6 +113,11 @@ def test_a_wrong_plan_says_where(tmp_path, text, message):
         "calibration: {corpsu: x}": "Unknown key 'corpsu' in the calibration of plan.yml",
         "calibration: {tokens: many}": "tokens in the calibration of plan.yml is 'many'",
         "calibration: {tokens: -4}": "tokens=-4 is too small",
+        "policy: {last_share: 1e999}": "last_share in the policy of plan.yml is inf, but must be a number",
+        "documents: 1e3": "documents in plan.yml is 1000.0, but must be a whole number",
+        f"seed: {10**40}": "but must be a whole number",
+        "record: 2026-11-30, documents: 0": "too small",
+        "tasks:": "but must be a list of names",
         "policy: {last_share: all}": "last_share in the policy of plan.yml is 'all', but must be a number",
     }.items(),
 )

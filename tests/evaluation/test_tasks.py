@@ -83,3 +83,25 @@ def test_mirrors_keep_line_separators_inside_strings(tmp_path):
     (folder / "validation.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
     splits, digests = mirror_files.read_splits(folder)
     assert splits["validation"][0] == row and list(digests) == ["validation.jsonl"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_mirrors_without_the_byte_order_mark_and_halves_of_characters(tmp_path, capsys, nested):
+    folder = tmp_path / "piqa"
+    folder.mkdir()
+    goal = ["caf\u00e9 \ud83d!"] if nested else "caf\u00e9 \ud83d!"
+    row = {"goal": goal, "sol1": "\ude00", "sol2": "d", "label": 0}
+    (folder / "validation.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\n")
+    read = mirror_files.read_splits(folder)[0]["validation"][0]
+    whole = "caf\u00e9 \ufffd!"
+    assert read == {"goal": [whole] if nested else whole, "sol1": "\ufffd", "sol2": "d", "label": 0}
+    assert "piqa/validation.jsonl: 2 halves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}\n{"a": "x"}\n', "[1]\n", "[" * 100_000], ids=range(3))
+def test_mirrors_of_other_rows_are_one_sentence(tmp_path, content):
+    folder = tmp_path / "piqa"
+    folder.mkdir()
+    (folder / "validation.jsonl").write_text(content)
+    with pytest.raises(CatsError, match=r"piqa/validation\.jsonl"):
+        mirror_files.read_splits(folder)

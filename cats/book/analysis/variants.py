@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from cats.evaluation.intervals import difference, mean_difference
+from cats.evaluation.intervals import as_text, difference, mean_difference
 from cats.evaluation.table import AVERAGE
 from cats.evaluation.task_list import PAPER, stock
 from cats.records import record as records
@@ -102,5 +102,4 @@ def _at(rows: pd.DataFrame, rule: str, level: float, column: str, **where):
 
 
 def _points(found: dict) -> str:
-    delta, low, high = (100 * found[key] for key in ("delta", "low", "high"))
-    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return as_text(found["delta"], found["low"], found["high"], "+.1f", scale=100)
