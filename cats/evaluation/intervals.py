@@ -209,14 +209,15 @@ def as_text(
     return "{} [{}, {}]".format(*shown) if len(shown) == 3 else (shown or ["-"])[0]
 
 
-def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Difference:
-    """The mean of one value for each seed of training or calibration, with Student's interval; low, high and
-    interval are None for a single seed."""
+def over_seeds(values: Sequence[float], *, level: float = 0.95) -> dict:
+    """The mean of one value for each seed of training or calibration, with Student's interval: delta, low and
+    high, of which the last two are None for a single seed."""
     values = np.asarray(values, dtype=float)
-    found = Difference(delta=float(values.mean()), low=None, high=None, interval=None)
-    if len(values) > 1:
-        found |= _student(found["delta"], standard_error(values), len(values) - 1, level)
-    return found
+    delta = float(values.mean())
+    if len(values) < 2:
+        return {"delta": delta, "low": None, "high": None}
+    ends = _student(delta, standard_error(values), len(values) - 1, level)
+    return {"delta": delta, "low": ends["low"], "high": ends["high"]}
 
 
 def mcnemar(gained: int, lost: int) -> dict:
@@ -227,7 +228,7 @@ def mcnemar(gained: int, lost: int) -> dict:
 
 
 def _student(delta: float, error: float, freedom: float, level: float) -> dict:
-    half = float(t.ppf((1 + level) / 2, freedom)) * error
+    half = float(t.ppf((1 + level) / 2, freedom) * error)
     return {"low": delta - half, "high": delta + half, "interval": STUDENT}
 
 

@@ -15,7 +15,7 @@ TOY = dict(
 CATS = dict(rule="cats", sparsity=0.5)
 COMMAND = "finetune --model toy --train train.txt --heldout other.txt --heldout-rows 6 --sequence-length 32"
 PLAN = """
-defaults: {device: cpu, dtype: float32, train: train.txt, heldout: other.txt, heldout_rows: 6, batch: 4,
+defaults: {device: cpu, dtype: float32, train: train.txt, heldout: other.txt, heldout_rows: 8, batch: 4,
            rows_at_once: 4, sequence_length: 32, lora_r: 4, steps: 3, grid: [2], lr: 0.01,
            calibration: {corpus: train.txt, split: all, tokens: 1024, sequence_length: 64}}
 runs:
