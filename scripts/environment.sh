@@ -35,6 +35,9 @@ explain_failure() {
     elif grep -qiE 'connection broken|connection(pool|error)|max retries|name resolution|timed out|unreachable|proxyerror|sslerror' <<<"$end"; then
         die "pip cannot reach the package index: check the network or the proxy and run this again (details: $log)."
     fi
+    if grep -qi 'do not match the hashes' <<<"$end"; then
+        die "a package is not the file that requirements.lock names: do not use it, and report it (details: $log)."
+    fi
     die "pip could not install requirements.lock: $(grep -iE '^error' <<<"$end" | tail -n 1) (details: $log)."
 }
 
@@ -46,8 +49,18 @@ install() {
     [ "${PIPESTATUS[0]}" -eq 0 ] || { echo; explain_failure; }
 }
 
+needs_cuda() {
+    # The CUDA build of PyTorch names the packages that it needs besides.
+    .venv/bin/python - <<'PYTHON'
+import sys
+from importlib import metadata
+
+sys.exit(not any(name.startswith(("nvidia-", "cuda-")) for name in metadata.requires("torch") or []))
+PYTHON
+}
+
 identity() {
-    printf '%s %s %s\n' "$PWD" "$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)" "$(.venv/bin/python --version 2>&1)"
+    printf '%s %s %s\n' "$PWD" "$(cat requirements.lock requirements-cuda.lock pyproject.toml | sha256sum | cut -d' ' -f1)" "$(.venv/bin/python --version 2>&1)"
 }
 
 stamp=.venv/installed.txt
@@ -81,7 +94,8 @@ mkdir -p .venv/tmp && : >"$log" || die ".venv cannot be written: check the right
 # pip unpacks gigabytes on the way: beside .venv, whose disk was looked at, not in a small /tmp.
 export TMPDIR="$PWD/.venv/tmp" PIP_USER=0
 printf 'Installing %s packages into .venv (log: %s) ' "$(grep -c '==' requirements.lock)" "$log"
-install -r requirements.lock
+install --require-hashes --no-deps -r requirements.lock
+! needs_cuda || install --require-hashes --no-deps -r requirements-cuda.lock
 install --no-deps --no-build-isolation -e .
 rm -rf .venv/tmp
 echo " done"

@@ -22,14 +22,17 @@ from repository import tracked
 from cats import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LOCK = {
-    canonicalize_name(name): version
-    for name, version in (
-        line.split("==")
-        for line in (paths.ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#")
-    )
-}
+LOCKS = ("requirements.lock", "requirements-cuda.lock")
+
+
+def pinned(lock: str) -> dict[str, str]:
+    """Names and versions of a lock file."""
+    text = (paths.ROOT / lock).read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w.-]+)==([^ ;\\]+)", text, re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+LOCK = pinned("requirements.lock")
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(text) for texts in [PROJECT["dependencies"], *EXTRAS.values()] for text in texts]
 
@@ -39,6 +42,20 @@ def test_the_lock_meets_every_requirement_of_pyproject():
         version = LOCK.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is in pyproject.toml but not in requirements.lock"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} against {version}"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_has_the_hashes_of_its_files(lock):
+    text = (paths.ROOT / lock).read_text(encoding="utf-8")
+    pins = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
+    assert len(pins) == len(pinned(lock)) > 0
+    for pin in pins:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", pin), pin
+
+
+def test_the_cuda_lock_has_only_what_the_cuda_build_of_torch_adds():
+    cuda = pinned("requirements-cuda.lock")
+    assert all(name.startswith(("nvidia-", "cuda-")) for name in cuda) and not set(cuda) & set(LOCK)
 
 
 def test_the_lock_is_closed_and_has_nothing_else():
@@ -84,7 +101,8 @@ def test_environment_yml_installs_the_lock_on_a_python_that_pyproject_accepts():
     required = Requirement(f"python{PROJECT['requires-python']}")
     assert required.specifier.contains(f"{python.removeprefix('python=')}.0")
     [pip] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    assert pip == ["-r requirements.lock", "-e ."]
+    assert pip == ["-r requirements.lock", "-r requirements-cuda.lock"]
+    assert "pip install --no-deps -e ." in (paths.ROOT / "postBuild").read_text(encoding="utf-8")
 
 
 def test_extras_are_those_of_the_documentation():

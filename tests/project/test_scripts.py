@@ -21,7 +21,7 @@ def clone(tmp_path) -> Path:
     """The scripts and what they read, in a folder with a space in its name, without an environment."""
     root = tmp_path / "a clone"
     shutil.copytree(paths.ROOT / "scripts", root / "scripts")
-    for name in ("requirements.lock", "pyproject.toml", "Makefile"):
+    for name in ("requirements.lock", "requirements-cuda.lock", "pyproject.toml", "Makefile"):
         shutil.copy2(paths.ROOT / name, root / name)
     return root
 
@@ -110,7 +110,8 @@ def test_no_network(clone, tmp_path):
     ("words", "sentence"),
     [
         ("ERROR: Could not install packages: [Errno 28] No space left on device", "disk is full"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH", "pip could not install requirements.lock: ERROR: THESE"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", "is not the file that requirements.lock names"),
+        ("ERROR: No matching distribution found", "pip could not install requirements.lock: ERROR: No match"),
     ],
 )
 def test_pip_failures_are_explained(clone, bare, tmp_path, words, sentence):
@@ -137,7 +138,7 @@ def test_an_environment_that_is_current_is_left_alone(clone, bare, tmp_path):
     environment = clone / ".venv" / "bin"
     environment.mkdir(parents=True)
     program(environment / "python", "echo Python 3.12.1")
-    calls = 'cat requirements.lock pyproject.toml | sha256sum | cut -d" " -f1'
+    calls = 'cat requirements.lock requirements-cuda.lock pyproject.toml | sha256sum | cut -d" " -f1'
     digest = subprocess.run(["bash", "-c", calls], cwd=clone, capture_output=True, text=True).stdout.strip()
     (clone / ".venv" / "installed.txt").write_text(f"{clone} {digest} Python 3.12.1\n")
     done = run(clone / "scripts" / "environment.sh", tmp_path, PATH=str(bare))
@@ -153,3 +154,12 @@ def test_make_starts_from_any_folder(clone, tmp_path):
     )
     assert done.returncode == 0
     assert {"make book", "make test"} <= {" ".join(line.split()[:2]) for line in done.stdout.splitlines()}
+
+
+def test_a_link_in_place_of_the_environment_is_left_alone(clone, tmp_path):
+    other = tmp_path / "other"
+    (other / "bin").mkdir(parents=True)
+    (clone / ".venv").symlink_to(other)
+    done = run(clone / "scripts" / "environment.sh", tmp_path, PYTHON=sys.executable)
+    assert ".venv is a link to" in one_sentence(done)
+    assert (other / "bin").is_dir()
