@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from cats import paths
+from cats import corpora, paths
 from cats.calibration.calibrate import calibrate as calibrate_model
 from cats.core.accounting import account
 from cats.core.sparsify import restore, sparsify
 from cats.core.structure import find_gated_mlps
 from cats.core.thresholds import Thresholds, sparsities
-from cats.corpora import corpus as corpora
 from cats.errors import CatsError
 from cats.evaluation import intervals
 from cats.evaluation.sweep import sweep

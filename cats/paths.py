@@ -1,5 +1,6 @@
 """Where things are, from this file and never from the working directory."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -52,3 +53,21 @@ def without_folders(names: str) -> str:
     return "+".join(
         Path(name).name if Path(name).expanduser().is_absolute() else name for name in names.split("+")
     )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary name, then rename: nothing half-written is ever read as whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CatsError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

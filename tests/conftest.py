@@ -12,8 +12,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 import pytest
 import toys
 
+from cats import corpora
 from cats.calibration import calibrate as calibration
-from cats.corpora import corpus as corpora
 from cats.errors import CatsError
 from cats.models import load as models
 

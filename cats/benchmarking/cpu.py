@@ -11,11 +11,10 @@ from argparse import Namespace
 import torch
 from tqdm import tqdm
 
-from cats import paths
+from cats import corpora, paths
 from cats.benchmarking import cpu_timing, workload
 from cats.calibration.calibrate import calibrate
 from cats.core.thresholds import Thresholds
-from cats.corpora import corpus as corpora
 from cats.errors import CatsError
 from cats.models import load as models
 from cats.models.geometries import GEOMETRIES

@@ -13,13 +13,12 @@ from cats_kernels import cats_mlp
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from cats import paths
+from cats import corpora, paths
 from cats.benchmarking import workload
 from cats.calibration.calibrate import calibrate
 from cats.calibration.observe import SparsityMeter
 from cats.core import accounting, structure
 from cats.core.sparsify import sparsify
-from cats.corpora import corpus as corpora
 from cats.decoding import attention
 from cats.decoding import graph as decoding
 from cats.errors import CatsError

@@ -2,11 +2,11 @@
 
 import torch
 
+from cats import corpora
 from cats.benchmarking.workload import Layer, clear_threshold, make_layer
 from cats.calibration.calibrate import calibrate
 from cats.core import structure
 from cats.core.sparsify import sparsify
-from cats.corpora import corpus as corpora
 from cats.errors import CatsError
 from cats.models import load as models
 

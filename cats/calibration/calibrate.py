@@ -3,27 +3,22 @@
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import PurePath
 
 import torch
 from torch import Tensor, nn
 
 from cats.calibration.checkpoint import Checkpoint
-from cats.calibration.histogram import Binning, count, interpolate, quantiles, refined, rounded, shares_below
+from cats.calibration.histogram import Binning, count, quantiles, refined, rounded, shares_below
 from cats.calibration.stream import stream
 from cats.core.activation import CatsMLP
 from cats.core.structure import GatedMLP, find_gated_mlps
-from cats.core.thresholds import Thresholds, fingerprint
+from cats.core.thresholds import GRID, Thresholds, fingerprint, interpolate
 from cats.errors import CatsError
 
 # Where an activation has its minimum, its slope is zero: every layer crowds its values below that magnitude.
 FOLDS = {"silu": 0.2784645427, "gelu": 0.1699712075, "gelu_tanh": 0.1700408}
 PER = ("layer", "neuron")
-_TAIL = [0.9925, 0.995, 0.9965, 0.998, 0.999, 0.9995, 0.9999, 1.0]
-GRID = torch.tensor(
-    [0.0, 0.001, 0.0025, 0.005, *(k / 100 for k in range(1, 100)), *_TAIL], dtype=torch.float32
-)
 GRID_PER_NEURON = torch.tensor([0.0, 0.01, *(k / 40 for k in range(1, 40)), 0.99, 1.0], dtype=torch.float32)
 _GRID_LIMIT = 12_000  # values of all layers together: 120 kB of JSON
 _EXCESS = 3e-4  # what interpolation between points may miss, as a fraction of a layer's activations
@@ -89,8 +84,8 @@ def calibrate(
             checkpoint, counts, [signs, str(next(model.parameters()).dtype), per, skip_first, scale]
         )
     tokens = stream(model, batches, see, skip_first=skip_first, saved=saved, progress=progress)
-    for layer, held in enumerate(counts):
-        if outside := int(held[..., -1].sum()):
+    for layer, histogram in enumerate(counts):
+        if outside := int(histogram[..., -1].sum()):
             raise CatsError(
                 f"Layer {layer} has {outside:,} gate activations that are infinite, NaN or above "
                 f"{2**binning.highest:,}: run the model in float32 or bfloat16, or check its weights."
@@ -114,36 +109,6 @@ def calibrate(
         grid_error=float(f"{max(errors):.3g}") if max(errors) > 0 else 0.0,
         scale=weights,
     )
-
-
-@dataclass
-class NeuronMeans:
-    """Means over the tokens of a calibration, fp64 [L, m]: `z` of |act(x W_gate)|, `up` of |x W_up|."""
-
-    z: Tensor
-    up: Tensor
-    tokens: int
-
-
-def neuron_means(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, skip_first: int = 0, progress: bool = True
-) -> NeuronMeans:
-    """Mean magnitudes of both factors of every neuron, for criteria that weigh neurons.
-
-    Tokens, options and errors as `calibrate`; the layers must have one intermediate size.
-    """
-    mlps = find_gated_mlps(model)
-    if len({mlp.intermediate_size for mlp in mlps}) > 1:
-        raise CatsError("The layers differ in intermediate size: means per neuron need one size for all.")
-    sums = [torch.zeros(2, mlp.intermediate_size, dtype=torch.float64, device=_device(mlp)) for mlp in mlps]
-
-    def see(layer: int, module: CatsMLP, z: Tensor, up: Tensor) -> None:
-        for total, values in zip(sums[layer], (z, up), strict=True):
-            total += values.abs().sum(0, dtype=torch.float32)
-
-    tokens = stream(model, batches, see, skip_first=skip_first, progress=progress)
-    z, up = torch.stack([total.cpu() for total in sums], 1) / tokens
-    return NeuronMeans(z, up, tokens)
 
 
 def _grid_error(counts: Tensor, grid: Tensor, values: Tensor, binning: Binning, weighted: bool) -> float:

@@ -12,8 +12,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cats.core.thresholds import write_atomically
 from cats.errors import CatsError
+from cats.paths import write_atomically
 
 SECONDS = 20.0  # between two writes: what an interruption can cost
 
@@ -52,8 +52,8 @@ class Checkpoint:
             raise CatsError(self._foreign("more text"))
 
     def counted(self, tokens: int) -> None:
-        """Note that the last batch is in the tensors, and write them from time to time."""
-        self.tokens = tokens
+        """Note that the last batch, of so many tokens, is in the tensors; write them from time to time."""
+        self.tokens += tokens
         self._changed = True
         if time.monotonic() - self._written >= SECONDS:
             self.write()

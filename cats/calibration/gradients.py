@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from cats.calibration.stream import watched
+from cats.calibration.stream import read, watched
 from cats.core.activation import CatsMLP
 from cats.core.structure import cats_mlps
 
@@ -15,25 +14,21 @@ from cats.core.structure import cats_mlps
 def stream_gradients(
     model: nn.Module, batches, see: Callable[[int, Tensor, Tensor], None], *, progress: bool = True
 ) -> int:
-    """Call `see(layer, up, gradient)` with x W_up and the gradient of the summed loss to z (x W_up), [N,
-    m].
+    """Call `see(layer, up, gradient)` with x W_up and the gradient of the loss to z (x W_up), each [N, m].
 
-    The loss is the negative log-likelihood of the text itself; padding has gradient zero. Returns valid
-    tokens.
+    The loss is the negative log-likelihood of the text itself, summed; padding has gradient zero. Returns the
+    number of valid tokens.
     """
     tokens = 0
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with watched(model):
         modules = cats_mlps(model)
-        for parameter in frozen:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         try:
             for layer, module in enumerate(modules):
                 module.combine = _watching(layer, module, see)
-            for batch in tqdm(
-                batches, desc="observing gradients", unit="batch", disable=None if progress else True
-            ):
-                ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            for ids, mask in read(batches, model.device, label="observing gradients", progress=progress):
                 with torch.enable_grad():
                     inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
                     logits = model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
@@ -41,11 +36,11 @@ def stream_gradients(
                     F.cross_entropy(
                         logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum"
                     ).backward()
-                tokens += int(batch["attention_mask"].sum())
+                tokens += int(mask.sum())
         finally:
             for module in modules:
                 module.combine = None
-            for parameter in frozen:
+            for parameter in trainable:
                 parameter.requires_grad_(True)
     return tokens
 

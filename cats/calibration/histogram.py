@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cats.core.thresholds import GRID, interpolate
 
 _CHUNK = 1 << 20  # values binned at a time on a CPU: the integers of one chunk stay in its caches
 _CHUNK_GPU = 1 << 24
@@ -80,8 +83,7 @@ class Binning:
 def count(counts: Tensor, values: Tensor, binning: Binning) -> None:
     """Add the magnitudes of `values` to `counts` in place, on their device and without synchronising with it.
 
-    counts: int64 or int32, [bins] for all values [...] together, or [m, bins] for each column of values [N,
-    m].
+    counts: int64 or int32; [bins] counts all values [...] together, [m, bins] each column of values [N, m].
     """
     rows = counts.shape[0] if counts.ndim == 2 else 1
     if rows > 1:
@@ -176,16 +178,6 @@ def rounded(
     return result.float().cummax(1).values
 
 
-def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
-    """Values [..., S] (fp64) of quantile functions [..., G] at `targets`, linear between grid points."""
-    grid, values = grid.double(), values.double()
-    targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
-    place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)
-    share = ((targets - grid[place - 1]) / (grid[place] - grid[place - 1])).clamp(0, 1)
-    below = values.gather(-1, place - 1)
-    return below + share * (values.gather(-1, place) - below)
-
-
 def _below(counts: Tensor) -> Tensor:
     """How many magnitudes are below each edge but the first, fp64 [R, bins - 1]."""
     return counts.cpu().cumsum(-1)[..., :-1].double()
@@ -219,3 +211,27 @@ def _shares(below: Tensor, thresholds: Tensor, binning: Binning, slack: float) -
     last = torch.searchsorted(edges, t * (1 + slack)).clamp(max=len(edges) - 1)  # above the last is nothing
     lower = torch.where(first < 0, 0, below.gather(1, first.clamp(min=0)))
     return lower / total, below.gather(1, last) / total
+
+
+# bf16 has 7 bits of mantissa: each of its numbers has a bin of its own. 8,194 bins, near TEAL's 10,000.
+_BINNING = Binning(mantissa_bits=7, lowest=-40, highest=24)
+
+
+class Quantiles:
+    """Quantiles of magnitudes by key, from a stream: `see` counts, `at` gives a threshold."""
+
+    def __init__(self):
+        self._counts: dict[Any, Tensor] = {}
+        self._values: dict[Any, Tensor] = {}
+
+    def see(self, key: Any, values: Tensor) -> None:
+        if key not in self._counts:
+            self._counts[key] = torch.zeros(_BINNING.bins, dtype=torch.int64, device=values.device)
+        count(self._counts[key], values, _BINNING)
+
+    def at(self, key: Any, share: float) -> float:
+        """The magnitude below which `share` of what was seen lies."""
+        if key not in self._values:
+            self._values[key] = quantiles(self._counts.pop(key)[None].cpu(), GRID, _BINNING)[0]
+        at = torch.tensor([share], dtype=torch.float64)
+        return float(interpolate(GRID, self._values[key], at)[0].float())

@@ -99,8 +99,8 @@ def _by_token(mask, cache) -> Tensor | None:
         if length == 1:
             return None
         if past + length <= mask.shape[3]:
-            itself = mask[:, 0].diagonal(past, 1, 2)  # where padding may not look either
-            return itself if itself.dtype == torch.bool else itself == 0
+            own = mask[:, 0].diagonal(past, 1, 2)  # where padding may not look either
+            return own if own.dtype == torch.bool else own == 0
     raise CatsError("The attention mask does not say which tokens are padding: pass them as `valid`, [B, T].")
 
 
@@ -109,8 +109,7 @@ class SparsityMeter:
 
     `by_layer` [L] and `overall`: fractions in [0, 1] of the activations of valid tokens (see Observation)
     that are zero after the mask, over the calls that mask. `per_token=True` also keeps `per_token` [L, N], a
-    fraction for each token. `valid` may be set anew between calls. Raises CatsError where the model is not
-    sparsified.
+    fraction for each token. `valid` may be set anew between calls. Raises CatsError for a dense model.
     """
 
     def __init__(self, model: nn.Module, valid: Tensor | None = None, *, per_token: bool = False):

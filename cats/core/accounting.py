@@ -66,10 +66,6 @@ class Accounting:
         """Weight bytes read for one decoded token at batch 1, without KV cache and activations."""
         return self.weights_read(gate_sparsity) * bytes_per_weight
 
-    def flops_per_token(self, gate_sparsity: float = 0.0) -> float:
-        """Multiplications and additions of the linear layers for one token, attention scores left out."""
-        return 2 * self.weights_read(gate_sparsity)
-
     def speedup_bound(self, gate_sparsity: float) -> float:
         """Dense over sparse bytes of the whole model: decode at batch 1 cannot gain more."""
         return self.weights_read() / self.weights_read(gate_sparsity)
@@ -77,11 +73,6 @@ class Accounting:
     def mlp_speedup_bound(self, gate_sparsity: float) -> float:
         """The same for the gated MLP alone, 1 / (1 - 2s/3)."""
         return self.mlp_weights / (self.mlp_weights - _share(gate_sparsity) * self.skippable_weights)
-
-    def all_linear_speedup_bound(self, model_sparsity: float) -> float:
-        """The bound of a method that leaves out a share of every linear layer (TEAL and kin)."""
-        read = self.block_weights * (1 - _share(model_sparsity)) + self.head_weights
-        return (self.block_weights + self.head_weights) / read
 
 
 def account(model: PretrainedConfig | nn.Module, *, lm_head: bool = True) -> Accounting:

@@ -37,7 +37,7 @@ _ALIASES = {
 def activation_name(act: str | Callable[[Tensor], Tensor]) -> str:
     """The key of ACTIVATIONS for a Transformers `hidden_act` or for an activation module or function.
 
-    A callable is told by its values, not by its class. Raises CatsError for any other function.
+    A callable is recognised by its values, not by its class. Raises CatsError for any other function.
     """
     if isinstance(act, str):
         name = _ALIASES.get(act, act)
@@ -67,7 +67,7 @@ def cats(
     fp32 (fp64 for fp64 z), with `exact` in place of z where given (see `unrounded`). The gradient is that of
     a constant mask: exactly zero where z was masked, none to the threshold.
     """
-    return settled(z, dropped(z if exact is None else exact, threshold, centre), centre)
+    return replaced(z, dropped(z if exact is None else exact, threshold, centre), centre)
 
 
 def dropped(exact: Tensor, threshold: Tensor | float, centre: Tensor | None = None) -> Tensor:
@@ -78,7 +78,7 @@ def dropped(exact: Tensor, threshold: Tensor | float, centre: Tensor | None = No
     return away.abs() < threshold.reshape(-1)
 
 
-def settled(z: Tensor, drop: Tensor, centre: Tensor | None = None) -> Tensor:
+def replaced(z: Tensor, drop: Tensor, centre: Tensor | None = None) -> Tensor:
     """z [..., m] with what is dropped set to zero, or to its centre."""
     return z.masked_fill(drop, 0) if centre is None else torch.where(drop, centre.to(z.dtype), z)
 
@@ -120,11 +120,11 @@ class CatsMLP(nn.Module):
     every token (the paper), "dense" leaves prompts unmasked (`cats.core.prefill`). `observer`,
     when set, is called with z = act(x W_gate) (in fp32 for 16-bit models) and x W_up, both [..., m], before
     masking. `combine`, when set, computes CATS_t(act(gate)) * up from gate and up, [..., m], instead of this
-    module: `cats.masking` counts and applies its policies there.
+    module: `cats.criteria.masking` counts and applies its policies there.
     """
 
     _exact = ("threshold",)
-    besides = 0.0  # what every token reads besides surviving rows, as a share of all rows of up and down
+    overhead = 0.0  # what every token reads on top of surviving rows, as a share of all rows of up and down
 
     def __init__(self, dense: nn.Module, layout: Layout, *, prefill: str = "masked"):
         super().__init__()
@@ -242,9 +242,9 @@ class CatsMLP(nn.Module):
         return weight.chunk(2)[half] if self.layout.fused else weight
 
     def _apply(self, fn, recurse=True):
-        held = {name: getattr(self, name) for name in self._exact}
+        kept = {name: getattr(self, name) for name in self._exact}
         super()._apply(fn, recurse)
-        for name, before in held.items():
+        for name, before in kept.items():
             after = getattr(self, name)
             if after.dtype != torch.float32:  # .half(), .to(bfloat16): move with the model, stay exact
                 exact = before.to(after.device) if before.device.type != "meta" else after.float()

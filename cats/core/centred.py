@@ -64,7 +64,7 @@ class CentredMLP(CatsMLP):
         return down(z * up)
 
     @property
-    def besides(self) -> float:
+    def overhead(self) -> float:
         return self.hidden_size / (2 * self.intermediate_size)
 
     def unfold(self) -> None:
@@ -77,10 +77,9 @@ class CentredMLP(CatsMLP):
         self.set(self.threshold, self.centre)
 
     @torch.no_grad()
-    def set(self, threshold: Tensor, centre: Tensor, more: Tensor | None = None) -> None:
-        """Thresholds and centres [m] of the rule; A is computed from the weights, in fp32, and `more` [d, d]
-        added to it."""
+    def set(self, threshold: Tensor, centre: Tensor, added: Tensor | None = None) -> None:
+        """Thresholds and centres [m]; A is computed from the weights, in fp32, plus `added` [d, d]."""
         self.threshold.copy_(threshold)
         self.centre.copy_(centre)
         shared = at_centres(self.w_up, self.w_down_t, self.centre)
-        self.shared.copy_(shared if more is None else shared + more)
+        self.shared.copy_(shared if added is None else shared + added)

@@ -6,7 +6,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 
 from cats.core.config import CatsConfig
 from cats.core.saved import check_buffers, check_values, describe_before_saving
-from cats.core.sparsify import describe, sparsify, store_all_by_columns, swap_in
+from cats.core.sparsify import set_quantization_config, sparsify, store_all_by_columns, swap_in
 from cats.core.structure import cats_mlps, find_gated_mlps
 from cats.core.thresholds import sparsities
 from cats.errors import CatsError
@@ -17,8 +17,7 @@ class CatsQuantizer(HfQuantizer):
     """Sparsifies a dense checkpoint as it loads, or rebuilds a saved sparse one.
 
     The loaded model is an ordinary one: it casts, trains, compiles, takes adapters and saves as if `sparsify`
-    had been called on it, because nothing in it is quantized. Raises CatsError where thresholds and model do
-    not fit.
+    had been called on it, because nothing in it is quantized. Raises CatsError where they do not fit.
     """
 
     def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files=None, **_) -> None:
@@ -54,7 +53,7 @@ class CatsQuantizer(HfQuantizer):
             modules = cats_mlps(model)
             check_values(modules)
             store_all_by_columns(modules)
-            describe(model, config)
+            set_quantization_config(model, config)
         else:
             sparsify(model, config.calibrated, config.sparsity, prefill=config.prefill)
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from cats.core.activation import CatsMLP
 from cats.core.centred import CentredMLP
 from cats.core.config import CatsConfig
-from cats.core.sparsify import describe
-from cats.core.structure import find_gated_mlps
+from cats.core.sparsify import set_quantization_config
+from cats.core.structure import find_gated_mlps, sparse_mlps
 from cats.errors import CatsError
 
 # The buffers that CATS adds to an MLP; a checkpoint holds them beside its weights.
@@ -28,9 +28,9 @@ def describe_by_modules(model: nn.Module) -> None:
 
     Raises CatsError where only some of its gated MLPs are sparse: loading could not tell which.
     """
-    modules = [module for module in model.modules() if isinstance(module, CatsMLP)]
+    modules = sparse_mlps(model)
     if not modules:
-        describe(model, None)
+        set_quantization_config(model, None)
         return
     dense = [mlp.name for mlp in find_gated_mlps(model) if not isinstance(mlp.module, CatsMLP)]
     if dense:
@@ -48,7 +48,7 @@ def describe_by_modules(model: nn.Module) -> None:
         per="neuron" if any(module.threshold.ndim for module in modules) else "layer",
         centred=[layer for layer, module in enumerate(modules) if isinstance(module, CentredMLP)],
     )
-    describe(model, config)
+    set_quantization_config(model, config)
 
 
 def _configs(model: nn.Module) -> Iterator[CatsConfig]:

@@ -12,7 +12,7 @@ from cats.core.activation import CatsMLP
 from cats.core.centred import CentredMLP
 from cats.core.config import CatsConfig
 from cats.core.prefill import watch_prompts
-from cats.core.structure import GatedMLP, cats_mlps, find_gated_mlps, places
+from cats.core.structure import GatedMLP, cats_mlps, find_gated_mlps, sparse_children
 from cats.core.thresholds import Thresholds, sparsities
 from cats.errors import CatsError
 
@@ -52,8 +52,8 @@ def sparsify(
         mlps = find_gated_mlps(restore(model))
     modules = swap_in(model, mlps, prefill=prefill)
     store_all_by_columns(modules)
-    _set(modules, t, sparsities(sparsity, len(modules)).tolist())
-    describe(model, config)
+    set_thresholds(modules, t, sparsities(sparsity, len(modules)).tolist())
+    set_quantization_config(model, config)
     return model
 
 
@@ -64,28 +64,28 @@ def centre(
     centres: Sequence[Tensor | None],
     sparsity: float,
     *,
-    more: Sequence[Tensor | None],
+    added: Sequence[Tensor | None],
     calibrated: dict,
 ) -> nn.Module:
     """Replace every MLP of a dense `model` by a CentredMLP, or where its centre is None by a CatsMLP.
 
-    `thresholds`, `centres`: by layer, [m]; `more`: by layer, what is added to A, or None; `sparsity`: the
+    `thresholds`, `centres`: by layer, [m]; `added`: by layer, what is added to A, or None; `sparsity`: the
     rule's; `calibrated`: what config.json says about them. Raises CatsError where the weights are not in
     memory, before anything is changed.
     """
     mlps = find_gated_mlps(model)
     check_weights(mlps)
-    layers = [layer for layer, each in enumerate(centres) if each is not None]
+    layers = [layer for layer, values in enumerate(centres) if values is not None]
     config = CatsConfig(sparsity, calibrated, per="neuron", centred=layers)
     modules = swap_in(model, mlps, prefill=config.prefill, centred=layers)
     store_all_by_columns(modules)
-    for module, threshold, each, added in zip(modules, thresholds, centres, more, strict=True):
+    for module, threshold, values, matrix in zip(modules, thresholds, centres, added, strict=True):
         module.sparsity = sparsity
-        if each is None:
+        if values is None:
             module.threshold = threshold.float().to(module.threshold.device)
         else:
-            module.set(threshold, each, added)
-    describe(model, config)
+            module.set(threshold, values, matrix)
+    set_quantization_config(model, config)
     return model
 
 
@@ -98,7 +98,7 @@ def set_sparsity(model: nn.Module, thresholds: Thresholds, sparsity: float | Seq
 @_outside_inference_mode
 def restore(model: nn.Module) -> nn.Module:
     """Put the dense MLPs back, weights with the strides that they had; adapters attached meanwhile stay."""
-    for parent, name, module in places(model):
+    for parent, name, module in sparse_children(model):
         dense = module.dense
         for child_name, child in module.named_children():
             setattr(dense, child_name, child)
@@ -110,15 +110,17 @@ def restore(model: nn.Module) -> nn.Module:
         dense.train(module.training)
         setattr(parent, name, dense)
     watch_prompts(model)
-    describe(model, None)
+    set_quantization_config(model, None)
     return model
 
 
 def swap_in(
     model: nn.Module, mlps: Sequence[GatedMLP], *, prefill: str, centred: Container[int] = ()
 ) -> list[CatsMLP]:
-    """Replace the dense modules of `mlps` by CatsMLP of threshold zero, in the layers `centred` by
-    CentredMLP; those already sparse stay."""
+    """Replace the dense modules of `mlps` by sparse ones of threshold zero; those already sparse stay.
+
+    They are CentredMLP in the layers `centred`, CatsMLP in the others.
+    """
     modules = []
     for mlp in mlps:
         module = mlp.module
@@ -158,7 +160,7 @@ def store_all_by_columns(modules: Sequence[CatsMLP]) -> None:
             store_by_columns(module)
 
 
-def describe(model: nn.Module, config: CatsConfig | None) -> None:
+def set_quantization_config(model: nn.Module, config: CatsConfig | None) -> None:
     """Note in the Transformers configuration how the model is sparsified, for saving; None takes it out."""
     for module in model.modules():
         if hasattr(module, "save_pretrained") and hasattr(module, "config"):
@@ -185,8 +187,12 @@ def _own_config(model: nn.Module) -> None:
             module.config = own
 
 
-def _set(modules: Sequence[CatsMLP], thresholds: Tensor, targets: Sequence[float]) -> None:
-    """Write thresholds [L] or [L, m] into the modules, into the same storage where the shape allows."""
+@torch.no_grad()
+def set_thresholds(modules: Sequence[CatsMLP], thresholds: Tensor, targets: Sequence[float]) -> None:
+    """Write thresholds [L] or [L, m], and the gate sparsities that they stand for, into sparse MLPs.
+
+    The storage stays the same where the shape allows: a captured graph sees the new values.
+    """
     for module, t, sparsity in zip(modules, thresholds, targets, strict=True):
         module.sparsity = sparsity
         if module.threshold.shape == t.shape:

@@ -13,9 +13,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from cats.calibration.histogram import interpolate
 from cats.core.structure import GatedMLP, find_gated_mlps
 from cats.errors import CatsError
+from cats.paths import write_atomically
+
+_TAIL = [0.9925, 0.995, 0.9965, 0.998, 0.999, 0.9995, 0.9999, 1.0]
+
+GRID = torch.tensor(
+    [0.0, 0.001, 0.0025, 0.005, *(k / 100 for k in range(1, 100)), *_TAIL], dtype=torch.float32
+)
 
 SCHEMA = 1
 _INLINE = 1 << 15  # more values than this (10 bytes of JSON each) go beside the JSON, as safetensors
@@ -29,8 +35,8 @@ class Thresholds:
     per layer (CATS), or [L, m, G], one per neuron. `scale` [L, m], where given: `values` [L, G] are quantiles
     of |z| scale, so neuron j drops z where |z| < t / scale_j. `grid_error`: no layer's share of activations
     that are zero or below `at(s)`, on the calibration tokens, differs from s by more than this fraction, for
-    any s in 0.05 … 0.95. `model`, `corpus`, `policy` (padding, first token, …), `tokens`: what was measured,
-    on what.
+    any s in 0.05 … 0.95. `model`, `corpus`, `policy` (padding, first token, …) and `tokens`: what was
+    measured, and the text that it was measured on.
     """
 
     model: dict
@@ -224,6 +230,16 @@ def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
     return torch.tensor(given, dtype=torch.float64, device="cpu")  # Transformers loads under "meta"
 
 
+def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
+    """Values [..., S] (fp64) of quantile functions [..., G] at `targets`, linear between grid points."""
+    grid, values = grid.double(), values.double()
+    targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
+    place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)
+    share = ((targets - grid[place - 1]) / (grid[place] - grid[place - 1])).clamp(0, 1)
+    below = values.gather(-1, place - 1)
+    return below + share * (values.gather(-1, place) - below)
+
+
 def fingerprint(mlps: Sequence[GatedMLP]) -> str:
     """sha256 over the signs of 4096 gate weights per layer: the same in every dtype."""
     digest = hashlib.sha256()
@@ -237,29 +253,17 @@ def fingerprint(mlps: Sequence[GatedMLP]) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name, then rename: nothing half-written is ever read as whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CatsError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _tensor(path: Path, document: dict, name: str) -> Tensor:
-    """Values that a thresholds file holds, or keeps in the safetensors file that it was written with."""
-    held = document[name]
-    if not isinstance(held, dict):
-        return torch.tensor(held, dtype=torch.float32)
-    beside = path.parent / Path(held["file"]).name
+    """Values that stand in a thresholds file, or in the safetensors file that it was written with."""
+    value = document[name]
+    if not isinstance(value, dict):
+        return torch.tensor(value, dtype=torch.float32)
+    beside = path.parent / Path(value["file"]).name
     try:
         data = beside.read_bytes()
     except OSError as error:
         raise CatsError(f"The thresholds file {path} needs {beside.name} beside it: copy both.") from error
-    if hashlib.sha256(data).hexdigest() != held["sha256"]:
+    if hashlib.sha256(data).hexdigest() != value["sha256"]:
         raise CatsError(f"{beside} does not belong to {path.name}, or is truncated: copy both again.")
     try:
         return load_tensors(data)[name]

@@ -11,8 +11,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from cats import paths
-from cats.core.thresholds import write_atomically
 from cats.errors import CatsError
+from cats.paths import write_atomically
 
 # Import name: distribution; each under a licence that lets its text be used for anything (BSD, MIT, Apache).
 PACKAGES = {

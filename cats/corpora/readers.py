@@ -116,7 +116,7 @@ def _json_texts(line: str, number: int, path: Path, fields: Sequence[str]) -> tu
 
 
 def refinedweb(split: str, documents: int | None) -> tuple[list[str], dict]:
-    """The reference code's splits of the unshuffled stream: (skipped, rows); 500 train rows unless told."""
+    """The reference code's splits of the unshuffled stream: (skipped, rows); 500 train rows by default."""
     splits = {"validation": (0, 50), "test": (1_000, 500), "train": (10_000, 100_000)}
     skip, rows = _rows(splits, "refinedweb", split)
     wanted = documents or min(rows, 500)
@@ -130,7 +130,7 @@ def refinedweb(split: str, documents: int | None) -> tuple[list[str], dict]:
 
 
 def c4(split: str, documents: int | None) -> tuple[list[str], dict]:
-    """C4 in English: the first documents of a split, 500 unless told; its validation part is our test."""
+    """C4 in English: the first documents of a split, 500 by default; its validation part is our test."""
     splits = {"train": "train", "test": "validation", "validation": "validation"}
     wanted = documents or 500
     stream, revision = _stream("allenai/c4", "en", _rows(splits, "c4", split), 0)

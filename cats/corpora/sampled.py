@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from cats.core.thresholds import write_atomically
 from cats.errors import CatsError
 from cats.models.load import LoadedModel
+from cats.paths import write_atomically
 
 SAMPLED = "sampled:"
 _AT_ONCE = {"cpu": 16, "cuda": 512}  # a GPU's time for a step hardly depends on it

@@ -1,5 +1,4 @@
-"""CATS with a sparsity for each layer, the total the same, by the error that masking each layer alone
-makes."""
+"""CATS with a sparsity for each layer, the total the same, by the error of masking each layer alone."""
 
 from functools import partial
 
@@ -12,14 +11,14 @@ from cats.calibration.calibrate import calibrate
 from cats.core.sparsify import restore, sparsify
 from cats.core.structure import cats_mlps
 from cats.core.thresholds import Thresholds
-from cats.criteria.fisher import settled
-from cats.criteria.rule import Fit, Rule
+from cats.criteria.rule import Rule, ThresholdFit, register
 
 LEVELS = (0.5, 0.7, 0.85)  # gate sparsities at which a layer is measured
 ROWS = 4  # of a batch at a time: fp32 log-probabilities of all tokens over the vocabulary are large
 TOKENS = 4096  # of text on which it is measured: layers x levels readings of so many
 
 
+@register
 class Allocated(Rule):
     """The rule `allocated`: layers that suffer least from their mask drop most."""
 
@@ -30,22 +29,21 @@ class Allocated(Rule):
         "in KL divergence of one layer masked alone"
     )
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
         return allocate(
             self.name, model, calibrate(model, batches, source=source, progress=progress), batches, progress
         )
 
 
-def allocate(name: str, model: nn.Module, thresholds: Thresholds, batches, progress: bool) -> Fit:
-    """A Fit of `thresholds` that allocates by measured divergence."""
-    scales, exponents = _curves(divergences(model, thresholds, batches, progress=progress))
-    return Fit(name, thresholds, partial(equal_margins, scales, exponents))
+def allocate(name: str, model: nn.Module, thresholds: Thresholds, batches, progress: bool) -> ThresholdFit:
+    """A ThresholdFit of `thresholds` that allocates by measured divergence."""
+    scales, exponents = curves(divergences(model, thresholds, batches, progress=progress))
+    return ThresholdFit(name, thresholds, partial(equal_margins, scales, exponents))
 
 
 @torch.no_grad()
 def divergences(model: nn.Module, thresholds: Thresholds, batches, *, progress: bool = True) -> Tensor:
-    """Mean KL divergence in nats between the dense model's next-token distribution and that with one layer
-    masked.
+    """Mean KL divergence in nats from the dense model's next tokens to those with one layer masked.
 
     [L, levels], over the first TOKENS tokens of `batches`. Leaves the model dense.
     """
@@ -54,22 +52,22 @@ def divergences(model: nn.Module, thresholds: Thresholds, batches, *, progress: 
     sparsify(model, thresholds, 0.0)
     try:
         modules = cats_mlps(model)
-        found = torch.zeros(len(modules), len(LEVELS), dtype=torch.float64)
+        result = torch.zeros(len(modules), len(LEVELS), dtype=torch.float64)
         bar = tqdm(
-            total=found.numel(), desc="measuring layers", unit="run", disable=None if progress else True
+            total=result.numel(), desc="measuring layers", unit="run", disable=None if progress else True
         )
         for column, level in enumerate(LEVELS):
             values = thresholds.at(level)
             for layer, module in enumerate(modules):
                 before = module.threshold
                 module.threshold = values[layer].to(before.device)
-                found[layer, column] = _divergence(model, sample, dense)
+                result[layer, column] = _divergence(model, sample, dense)
                 module.threshold = before
                 bar.update()
         bar.close()
     finally:
         restore(model)
-    return found
+    return result
 
 
 def equal_margins(scales: Tensor, exponents: Tensor, sparsity: float) -> list[float]:
@@ -88,19 +86,28 @@ def equal_margins(scales: Tensor, exponents: Tensor, sparsity: float) -> list[fl
         middle = (low + high) / 2
         shares = _at_margin(margins, middle.exp(), grid, sparsity)
         low, high = (middle, high) if shares.mean() < sparsity else (low, middle)
-    return settled(_at_margin(margins, high.exp(), grid, sparsity), sparsity)
+    return shifted_to_mean(_at_margin(margins, high.exp(), grid, sparsity), sparsity)
+
+
+def shifted_to_mean(shares: Tensor, sparsity: float, limit: float = 0.995) -> list[float]:
+    """Sparsities [L] inside [0, limit] of mean `sparsity`: `shares`, all shifted by one amount."""
+    low, high = -1.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (shares + middle).clamp(0, limit).mean() < sparsity else (low, middle)
+    return (shares + high).clamp(0, limit).tolist()
 
 
 def _at_margin(margins: Tensor, margin: Tensor, grid: Tensor, sparsity: float) -> Tensor:
-    places = (margins < margin).sum(1).clamp(0, len(grid) - 1)
-    return grid[places].clamp(max(sparsity - 0.25, 0.0), min(sparsity + 0.25, 0.98))
+    indices = (margins < margin).sum(1).clamp(0, len(grid) - 1)
+    return grid[indices].clamp(max(sparsity - 0.25, 0.0), min(sparsity + 0.25, 0.98))
 
 
-def _curves(found: Tensor) -> tuple[Tensor, Tensor]:
+def curves(divergences: Tensor) -> tuple[Tensor, Tensor]:
     """Per layer the line log error = log scale + exponent log(s / (1 - s)), by least squares over LEVELS."""
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     x = torch.logit(levels)
-    y = found.clamp_min(1e-9).log()
+    y = divergences.clamp_min(1e-9).log()
     slope = ((x - x.mean()) * (y - y.mean(1, keepdim=True))).sum(1) / ((x - x.mean()) ** 2).sum()
     slope = slope.clamp_min(1.0)
     return (y.mean(1) - slope * x.mean()).exp(), slope
@@ -131,6 +138,3 @@ def _divergence(model: nn.Module, sample: list, dense: list[Tensor]) -> float:
         total += F.kl_div(other, reference, reduction="sum", log_target=True).double()
         tokens += len(other)
     return float(total / tokens)
-
-
-RULE = Allocated()

@@ -1,18 +1,16 @@
 """CATS itself: one threshold a layer, the quantile of |z| (paper eq. 5 and sec. 4.1)."""
 
 from cats.calibration.calibrate import calibrate
-from cats.criteria.rule import Fit, Rule
+from cats.criteria.rule import Rule, ThresholdFit, register
 
 
+@register
 class Cats(Rule):
-    """The rule `cats`: the paper's, against which the others are held."""
+    """The rule `cats`: the paper's, which the others are compared with."""
 
     name = "cats"
     title = "CATS"
     what = "one threshold a layer, the quantile of |act(x W_gate)| (the paper)"
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
-        return Fit(self.name, calibrate(model, batches, source=source, progress=progress))
-
-
-RULE = Cats()
+    def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
+        return ThresholdFit(self.name, calibrate(model, batches, source=source, progress=progress))

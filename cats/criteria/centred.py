@@ -16,21 +16,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from cats.calibration.histogram import Quantiles
+from cats.calibration.stream import watch, watch_neurons
 from cats.core.activation import ACTIVATIONS
 from cats.core.centred import CentredMLP
 from cats.core.sparsify import centre
-from cats.core.structure import GatedMLP, cats_mlps
+from cats.core.structure import GatedMLP, cats_mlps, find_gated_mlps
 from cats.criteria.refit import root_size
-from cats.criteria.sited import (
-    Quantiles,
-    SitedFit,
-    SitedRule,
-    at_least,
-    neuron_site,
-    parts,
-    watch,
-    watch_neurons,
-)
+from cats.criteria.rule import corpus_of, register
+from cats.criteria.sited import SitedFit, SitedRule, at_least, neuron_site
 from cats.criteria.sites import Site
 from cats.errors import CatsError
 
@@ -39,8 +33,10 @@ _MEDIANS, _ERRORS = 512, 128  # tokens in the samples, at least, where the text 
 
 @dataclass
 class CentredState:
-    """By layer: medians of x W_gate [m], rms of x W_up [m] as weights of a neuron, and samples of x [N, d];
-    quantiles of the scores |z - c| times the weights by (layer, with a centre).
+    """What the rule knows of each layer.
+
+    `gates` [m]: medians of x W_gate; `weights` [m]: rms of x W_up, a neuron's weight; `inputs` [N, d]:
+    samples of x; `scores`: quantiles of |z - c| times the weight, by (layer, with a centre).
     """
 
     gates: dict[int, Tensor] = field(default_factory=dict)
@@ -49,6 +45,7 @@ class CentredState:
     scores: Quantiles = field(default_factory=Quantiles)
 
 
+@register
 class Centred(SitedRule):
     """The rule `centred`: its sparsity is the share of W_up and W_down that a token does without, less A."""
 
@@ -81,34 +78,41 @@ class Centred(SitedRule):
         for layer, sample in gates.items():
             state.gates[layer] = sample.rows.median(0).values
             state.weights[layer] = (squares[layer] / tokens).sqrt().float()
-        modules = [(inputs.setdefault(mlp.layer, _Sample(_ERRORS)), gate) for mlp, gate, _, _ in parts(model)]
+        modules = [
+            (inputs.setdefault(mlp.layer, _Sample(_ERRORS)), mlp.gate) for mlp in find_gated_mlps(model)
+        ]
         watch(model, modules, batches, lambda sample, x: sample.see(x), progress=progress)
         state.inputs = {layer: sample.rows for layer, sample in inputs.items()}
         watch_neurons(model, ("gate",), batches, score, progress=progress)
         return state
 
     def calibrate(self, model, batches, *, source=None, progress=True) -> "CentredFit":
-        return CentredFit(**vars(super().calibrate(model, batches, source=source, progress=progress)))
+        self.check(model)
+        return CentredFit(self, self.measure(model, batches, progress), corpus_of(source))
 
     @torch.no_grad()
     def sites(self, model, state, sparsity):
         if not sparsity:
             return []
-        found = [(mlp, gate, state, sparsity) for mlp, gate, _, _ in parts(model)]
-        return [self.of(*each, self.nearer(*each)) for each in found]
+        return [
+            self.site(mlp, state, sparsity, centred=self.gains(mlp, state, sparsity))
+            for mlp in find_gated_mlps(model)
+        ]
 
-    def nearer(self, mlp: GatedMLP, gate: nn.Linear, state: CentredState, sparsity: float) -> bool:
-        """Whether one layer's output on the sample is nearer to the dense one with centres, by the error of
-        each token relative to its size."""
-        x = state.inputs[mlp.layer].to(gate.weight)
-        wanted = mlp.module(x).float()
-        root = root_size(wanted)
+    def gains(self, mlp: GatedMLP, state: CentredState, sparsity: float) -> bool:
+        """Whether one layer's output on the sample is nearer to the dense one with centres than without.
+
+        By the error of each token relative to its size.
+        """
+        x = state.inputs[mlp.layer].to(mlp.gate.weight)
+        dense = mlp.module(x).float()
+        root = root_size(dense)
         errors = []
         for centred in (False, True):
             if self.threshold(mlp, state, sparsity, centred) is None:
                 return False
-            found = under(self.of(mlp, gate, state, sparsity, centred), mlp, x).float()
-            errors.append(float(((found - wanted) * root).pow(2).sum(-1).mean()))
+            output = output_with(self.site(mlp, state, sparsity, centred=centred), mlp, x).float()
+            errors.append(float(((output - dense) * root).pow(2).sum(-1).mean()))
         return errors[1] < errors[0]
 
     def threshold(self, mlp: GatedMLP, state: CentredState, sparsity: float, centred: bool) -> float | None:
@@ -116,15 +120,15 @@ class Centred(SitedRule):
         dropped = sparsity + centred * mlp.hidden_size / (2 * mlp.intermediate_size)
         return None if dropped >= 1 else state.scores.at((mlp.layer, centred), dropped)
 
-    def of(self, mlp: GatedMLP, gate: nn.Linear, state: CentredState, sparsity: float, centred: bool) -> Site:
+    def site(self, mlp: GatedMLP, state: CentredState, sparsity: float, *, centred: bool) -> Site:
         """What drops one layer's neurons, with centres or without."""
         enough = at_least(self.threshold(mlp, state, sparsity, centred))
 
         def keep(x: Tensor, call=None) -> Tensor:
             return enough(self._score(mlp, state, x, centred))
 
-        fill = state.gates[mlp.layer].to(gate.weight) if centred else 0.0
-        return neuron_site(mlp, "gate", keep, fill=fill, extra=mlp.hidden_size**2 if centred else 0)
+        fill = state.gates[mlp.layer].to(mlp.gate.weight) if centred else 0.0
+        return neuron_site(mlp, "gate", keep, fill=fill, weights_added=mlp.hidden_size**2 if centred else 0)
 
     @staticmethod
     def _score(mlp: GatedMLP, state: CentredState, gate: Tensor, centred: bool) -> Tensor:
@@ -136,7 +140,7 @@ class Centred(SitedRule):
         return z.abs() * state.weights[mlp.layer].to(gate.device)
 
 
-def under(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
+def output_with(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
     """What the MLP makes of x [N, d] with the site attached."""
     site.attach()
     try:
@@ -152,23 +156,24 @@ class CentredFit(SitedFit):
 
     @torch.no_grad()
     def install(self, model: nn.Module, sparsity: float) -> nn.Module:
-        """Build the rule into `model`, which then decodes with its kernel on a GPU and saves by
-        `save_pretrained`; `cats.restore` takes it out.
+        """Build the rule into `model`; `cats.restore` takes it out.
 
-        `apply` evaluates, this runs: the same masks, in modules of `cats.centring`. Costs a matrix A in
-        memory for each layer with centres. Raises CatsError for a sparsity outside (0, 1) and as `apply`.
+        The model then decodes with the rule's kernel on a GPU and saves by `save_pretrained`. `apply`
+        evaluates, this runs: the same masks, in modules of `cats.core.centred`. Costs a matrix A in memory
+        for each layer with centres. Raises CatsError for a sparsity outside (0, 1) and as `apply`.
         """
         if not 0 < sparsity < 1:
             raise CatsError(f"Sparsity {sparsity!r} is outside (0, 1): it is the share to drop.")
         self.check(model, sparsity)
-        thresholds, centres, more = [], [], []
-        for (mlp, *_), site in zip(parts(model), self.sites(model, sparsity), strict=True):
-            threshold = self.owner.threshold(mlp, self.state, sparsity, site.extra > 0)
+        thresholds, centres, added = [], [], []
+        for mlp, site in zip(find_gated_mlps(model), self.sites(model, sparsity), strict=True):
+            centred = site.weights_added > 0
+            threshold = self.definition.threshold(mlp, self.state, sparsity, centred)
             thresholds.append(threshold / self.state.weights[mlp.layer])
             act = ACTIVATIONS[mlp.activation]
-            centres.append(act(self.state.gates[mlp.layer]) if site.extra else None)
-            more.append(None if site.beside is None else site.beside[1].float())
-        return centre(model, thresholds, centres, sparsity, more=more, calibrated=self.describe())
+            centres.append(act(self.state.gates[mlp.layer]) if centred else None)
+            added.append(None if site.bypass is None else site.bypass.matrix.float())
+        return centre(model, thresholds, centres, sparsity, added=added, calibrated=self.describe())
 
     def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
         for module in cats_mlps(self.install(model, sparsity)):
@@ -191,6 +196,3 @@ class _Sample:
         while len(self.rows) >= 2 * self.least:
             self.rows = self.rows[::2]
             self._stride *= 2
-
-
-RULE = Centred()

@@ -1,14 +1,14 @@
-"""CATS with the first and the last layer dense, the others sparser for it, so that the bytes stay the
-same."""
+"""CATS with the first and the last layer dense, the others sparser for it, so that the bytes stay equal."""
 
 from functools import partial
 
 from cats.calibration.calibrate import calibrate
 from cats.core.structure import find_gated_mlps
-from cats.criteria.rule import Fit, Rule
+from cats.criteria.rule import Rule, ThresholdFit, register
 from cats.errors import CatsError
 
 
+@register
 class DenseEnds(Rule):
     """The rule `dense-ends`: refuses a sparsity that the layers between cannot make up for."""
 
@@ -21,16 +21,14 @@ class DenseEnds(Rule):
         if layers < 3:
             raise CatsError(f"dense-ends needs three layers at least, this model has {layers}: use cats.")
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
         self.check(model)
         thresholds = calibrate(model, batches, source=source, progress=progress)
-        return Fit(self.name, thresholds, partial(ends_dense, thresholds.layers))
+        return ThresholdFit(self.name, thresholds, partial(ends_dense, thresholds.layers))
 
 
 def ends_dense(layers: int, sparsity: float) -> list[float]:
-    """Sparsity 0 at both ends and one for the rest, with the mean `sparsity`; CatsError where that exceeds
-    1.
-    """
+    """Sparsity 0 at both ends and one for the rest, of mean `sparsity`; CatsError where that is above 1."""
     inner = sparsity * layers / (layers - 2)
     if inner >= 1:
         raise CatsError(
@@ -38,6 +36,3 @@ def ends_dense(layers: int, sparsity: float) -> list[float]:
             f"stay below {(layers - 2) / layers:.2f}."
         )
     return [0.0, *[inner] * (layers - 2), 0.0]
-
-
-RULE = DenseEnds()

@@ -1,12 +1,12 @@
-"""Scores weighted by what a neuron can write: the norm of its row of W_down, as Wanda and WINA weigh
-inputs."""
+"""Scores weighted by what a neuron can write: the norm of its row of W_down, as Wanda weighs inputs."""
 
 import torch
 
 from cats.core.structure import find_gated_mlps
-from cats.criteria.rule import WeightedRule
+from cats.criteria.rule import WeightedRule, register
 
 
+@register
 class DownNorm(WeightedRule):
     """The rule `down-norm`: weights [L, m] are the norms of the rows of W_down transposed."""
 
@@ -23,6 +23,3 @@ def down_norms(model) -> torch.Tensor:
     mlps = find_gated_mlps(model)
     norms = [mlp.module.get_submodule(mlp.layout.down).weight.detach().float().norm(dim=0) for mlp in mlps]
     return torch.stack([norm.cpu() for norm in norms])
-
-
-RULE = DownNorm()

@@ -1,5 +1,4 @@
-"""Scores of expected loss: |z| times the mean |x W_up| |dL/dh| of the neuron, with one threshold for the
-whole model."""
+"""Scores of expected loss: |z| times the neuron's mean |x W_up| |dL/dh|, one threshold for all layers."""
 
 from functools import partial
 
@@ -8,9 +7,11 @@ from torch import Tensor
 
 from cats.calibration.gradients import stream_gradients
 from cats.core.thresholds import Thresholds, interpolate
-from cats.criteria.rule import Fit, WeightedRule
+from cats.criteria.allocated import allocate, shifted_to_mean
+from cats.criteria.rule import ThresholdFit, WeightedRule, register
 
 
+@register
 class Fisher(WeightedRule):
     """The rule `fisher`: weights [L, m] need gradients, so calibration runs backward once a batch."""
 
@@ -31,7 +32,7 @@ class Fisher(WeightedRule):
         tokens = stream_gradients(model, batches, see, progress=progress)
         return torch.stack([sums[layer].cpu() for layer in sorted(sums)]) / tokens
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
         fit = super().calibrate(model, batches, source=source, progress=progress)
         fit.allocation = partial(one_threshold, fit.thresholds)
         return fit
@@ -52,18 +53,17 @@ def one_threshold(thresholds: Thresholds, sparsity: float) -> list[float]:
         middle = (low + high) / 2
         shares = (quantiles < middle).double().mean(1)
         low, high = (middle, high) if shares.mean() < sparsity else (low, middle)
-    return settled((quantiles < high).double().mean(1), sparsity)
+    return shifted_to_mean((quantiles < high).double().mean(1), sparsity)
 
 
-def settled(shares: Tensor, sparsity: float, limit: float = 0.995) -> list[float]:
-    """Sparsities [L] inside [0, limit] whose mean is `sparsity`: the nearest to `shares` by a common
-    shift.
-    """
-    low, high = -1.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (shares + middle).clamp(0, limit).mean() < sparsity else (low, middle)
-    return (shares + high).clamp(0, limit).tolist()
+@register
+class FisherAllocated(Fisher):
+    """The rule `fisher-allocated`: the weights of `fisher`, the sparsities of `allocated`."""
 
+    name = "fisher-allocated"
+    title = "Loss-weighted CATS, allocated"
+    what = "the scores of `fisher` with the allocation of `allocated`: the kernel and the bytes of CATS"
 
-RULE = Fisher()
+    def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
+        fit = super().calibrate(model, batches, source=source, progress=progress)
+        return allocate(self.name, model, fit.thresholds, batches, progress)

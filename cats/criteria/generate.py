@@ -1,5 +1,4 @@
-"""Greedy continuation of many prompts at once, with rows that end at different steps, for generative
-tasks."""
+"""Greedy continuation of many prompts at once, of which each ends at a step of its own."""
 
 from collections.abc import Callable, Sequence
 
@@ -76,9 +75,7 @@ def continue_prompts(
 
 
 def left_padded(rows: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] and which of them are no padding: on the left, so that every row ends in the last
-    column.
-    """
+    """Token ids [B, T], padded on the left so that all end in one column, and which are no padding."""
     width = max(map(len, rows))
     ids = np.zeros((len(rows), width), dtype=np.int64)
     for row, tokens in enumerate(rows):

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.criteria.pruning import State, block_inputs, blocks
-from cats.criteria.sited import InputRule, Place, linears
-from cats.criteria.sites import Site
+from cats.calibration.blocks import BatchState, block_inputs, blocks
+from cats.criteria.sited import BlockLinear, InputRule, block_linears
 
 _TOKENS = 1024  # of calibration text on which errors are measured
 _STEP = 0.02  # of a block's weights: some 10,000 forwards of a block for 28 of them, about as many as TEAL's
@@ -41,7 +40,7 @@ class Path:
 
     def at(self, level: float, error: Callable[[list[float]], float]) -> list[float]:
         """Shares of mean `level` in [0, 1) over weights; `error(shares)` decides about further steps."""
-        while self.points[-1][0] < level and self._step(error):
+        while self.points[-1][0] < level and self.extend(error):
             pass
         for (low, before), (high, after) in zip(self.points, self.points[1:], strict=False):
             if level <= high:
@@ -49,19 +48,19 @@ class Path:
                 return [a + part * (b - a) for a, b in zip(before, after, strict=True)]
         return [max(level, share) for share in self.points[-1][1]]
 
-    def _step(self, error: Callable[[list[float]], float]) -> bool:
+    def extend(self, error: Callable[[list[float]], float]) -> bool:
         """Add the cheapest step; False where every Linear is at its cap."""
         level, shares = self.points[-1]
-        start, whole = error(shares), sum(self.sizes)
+        before, total = error(shares), sum(self.sizes)
         best = None
         for number, size in enumerate(self.sizes):
-            step = min(_STEP * whole / size, _MOST, _CAP - shares[number])
+            step = min(_STEP * total / size, _MOST, _CAP - shares[number])
             if step < 1e-6:
                 continue
             tried = [*shares[:number], shares[number] + step, *shares[number + 1 :]]
-            price = (error(tried) - start) / (step * size)
+            price = (error(tried) - before) / (step * size)
             if best is None or price < best[0]:
-                best = (price, level + step * size / whole, tried)
+                best = (price, level + step * size / total, tried)
         if best is not None:
             self.points.append(best[1:])
         return best is not None
@@ -91,34 +90,41 @@ class GreedyRule(InputRule):
         sample = {key: value[:rows, :_TOKENS] for key, value in first.items()}
         return GreedyState(self.base.measure(model, batches, progress), sample, progress)
 
-    def keep(self, place: Place, state: GreedyState, share: float) -> Callable:
-        return self.base.keep(place, state.inner, share)
+    def keep(self, linear: BlockLinear, state: GreedyState, share: float) -> Callable:
+        return self.base.keep(linear, state.inner, share)
 
     @torch.no_grad()
     def shares(self, model: nn.Module, state: GreedyState, sparsity: float) -> dict[tuple[int, str], float]:
         layers = blocks(model)
         (sample,) = block_inputs(model, layers, [state.sample])
-        places: dict[int, list[Place]] = {}
-        for place in linears(model):
-            places.setdefault(place.layer, []).append(place)
-        found = {}
+        linears: dict[int, list[BlockLinear]] = {}
+        for linear in block_linears(model):
+            linears.setdefault(linear.layer, []).append(linear)
+        result = {}
         bar = tqdm(layers, desc="allocating", unit="block", disable=None if state.progress else True)
         for number, block in enumerate(bar):
-            here = places[number]
-            path = state.paths.setdefault(number, Path([place.linear.weight.numel() for place in here]))
-            shares = path.at(sparsity, self._error(block, number, here, sample, state))
-            found.update({place.key: share for place, share in zip(here, shares, strict=True)})
+            here = linears[number]
+            path = state.paths.setdefault(number, Path([linear.module.weight.numel() for linear in here]))
+            shares = path.at(sparsity, self.error(block, number, here, sample, state))
+            result.update({linear.key: share for linear, share in zip(here, shares, strict=True)})
             sample.advance(block, number)
-        return found
+        return result
 
-    def _error(self, block: nn.Module, number: int, places: list[Place], sample: State, state: GreedyState):
+    def error(
+        self,
+        block: nn.Module,
+        number: int,
+        linears: list[BlockLinear],
+        sample: BatchState,
+        state: GreedyState,
+    ) -> Callable[[list[float]], float]:
         """From shares to the norm of what they change in the block's output, over valid tokens."""
         dense = sample.output(block, number)[sample.valid].float()
 
         def error(shares: list[float]) -> float:
             sites = [
-                Site(number, place.name, place.linear, self.keep(place, state, share), 0)
-                for place, share in zip(places, shares, strict=True)
+                self.site(linear, state, share)
+                for linear, share in zip(linears, shares, strict=True)
                 if share > 0
             ]
             for site in sites:

@@ -1,5 +1,4 @@
-"""GRIFFIN (arXiv 2404.01365): one set of neurons a sequence, those that its prompt uses most, for all that
-follows.
+"""GRIFFIN (arXiv 2404.01365): one set of neurons for each sequence, those that its prompt uses most.
 
 A prompt is read dense; a neuron's score is the norm over the prompt of its activation, each token's
 activations divided by their norm first. Ambiguous in the source: what of a likelihood task is the prompt. The
@@ -12,24 +11,25 @@ chosen for each row of a batch.
 import torch
 from torch import Tensor
 
-from cats.criteria.sited import SitedRule, drop_lowest, parts
+from cats.core.structure import find_gated_mlps
+from cats.criteria.rule import register
+from cats.criteria.sited import SitedRule, drop_lowest
 from cats.criteria.sites import Call, Site
 from cats.errors import CatsError
 
 _ROWS = 1024  # sets kept for decoding: more than prompts are continued together
 
 
+@register
 class Griffin(SitedRule):
-    """The rule `griffin`: its sparsity is the share of neurons dropped behind the prompt, three rows of
-    weights for each.
-    """
+    """The rule `griffin`: its sparsity is the share of neurons dropped behind the prompt, whole ones."""
 
     name = "griffin"
     title = "GRIFFIN (one set a sequence)"
     what = "the neurons that matter least to the prompt are dropped for the whole sequence behind it"
     neurons = True
 
-    def reach(self, shape):
+    def max_model_sparsity(self, shape):
         return shape.mlp_weights / shape.block_weights
 
     def measure(self, model, batches=None, progress=True) -> None:
@@ -37,8 +37,16 @@ class Griffin(SitedRule):
 
     def sites(self, model, state, sparsity):
         return [
-            Site(mlp.layer, "down", down, Choice(sparsity), 3 * mlp.hidden_size, neurons=True, whole=True)
-            for mlp, _, _, down in parts(model)
+            Site(
+                mlp.layer,
+                "down",
+                mlp.down,
+                Choice(sparsity),
+                3 * mlp.hidden_size,
+                neurons=True,
+                whole_sequence=True,
+            )
+            for mlp in find_gated_mlps(model)
         ]
 
 
@@ -89,12 +97,7 @@ class Choice:
 
 
 def neuron_scores(states: Tensor, inside: Tensor) -> Tensor:
-    """The squared norm over tokens of h divided by each token's norm: h [B, T, m], inside [B, T, 1] →
-    [B, m].
-    """
+    """[B, m]: the squared norm over tokens of h [B, T, m] over each token's norm; inside [B, T, 1] counts."""
     squares = states.float().square()
     shares = squares / squares.sum(-1, keepdim=True).clamp_min(1e-30)
     return (shares * inside).sum(1)
-
-
-RULE = Griffin()

@@ -1,15 +1,16 @@
 """Which tokens are masked while a model is evaluated, and how much of each phase that really zeroed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from cats.core import compilation
-from cats.core.activation import ACTIVATIONS, PREFILL, CatsMLP, dropped, settled, unrounded
-from cats.core.structure import places
+from cats.core.activation import PREFILL, CatsMLP
+from cats.core.structure import sparse_mlps
+from cats.criteria.product import product_for
 from cats.criteria.sites import Call, Site, attached
 from cats.errors import CatsError
 
@@ -45,36 +46,36 @@ class Policy:
         return asdict(self)
 
     def chosen(self, valid: Tensor, before: Tensor | int = 0) -> Tensor | None:
-        """The tokens of a prompt that are masked, [B, T] bool, None for all; `valid` [B, T] leaves padding
-        out.
+        """The tokens of a prompt that are masked, [B, T] bool, None for all.
 
-        `before`, [B, 1] or a number: tokens of the same prompts that an earlier call has read.
+        `valid` [B, T] leaves padding out; `before`, [B, 1] or a number: tokens of the same prompts that an
+        earlier call has read.
         """
         if self.prefill == "dense":
             return torch.zeros_like(valid)
-        place = valid.cumsum(1) - 1 + before  # 0 at the first token, whichever side the padding is on
+        position = valid.cumsum(1) - 1 + before  # 0 at the first token, whichever side the padding is on
         masked = None
         if self.first_token == "dense":
-            masked = place > 0
+            masked = position > 0
         if self.last_share < 1:
             total = valid.sum(1, keepdim=True) + before
-            late = place >= total - torch.ceil(self.last_share * total)
+            late = position >= total - torch.ceil(self.last_share * total)
             masked = late if masked is None else masked & late
         return masked
 
 
 class Masking:
-    """Context manager: the sparse MLPs of `model`, or the sites of a rule that has others
-    (`cats.sites`), mask under `policy`, and are counted, with no synchronisation.
+    """Context manager in which a sparse `model` masks under `policy` and is counted, with no synchronisation.
 
-    Announce each call by `begin`; without that every token is valid, and a call of one token a sequence is
-    decode. `steer(layer, module, zeroed, valid)` moves thresholds while the model runs (see
-    `cats.criteria.online`). A dense model may be given: nothing is masked and no sparsity is realised.
+    What masks are its sparse MLPs, or the sites of a rule that has others (`cats.criteria.sites`). Announce
+    each call by `begin`, or those that read text by `announcing`; without that every token is valid, and a
+    call of one token a sequence is decode. `steer(layer, module, zeroed, valid)` moves thresholds while the
+    model runs (see `cats.criteria.online`). In a dense model nothing is masked and no sparsity is realised.
     """
 
     def __init__(self, model: nn.Module, policy: Policy | None = None, *, steer: Callable | None = None):
         self.model = model
-        self.modules: list[CatsMLP | Site] = [module for _, _, module in places(model)] or attached(model)
+        self.modules: list[CatsMLP | Site] = sparse_mlps(model) or attached(model)
         self.policy = policy or Policy()
         self.steer = steer
         self._phase: str | None = None
@@ -99,16 +100,18 @@ class Masking:
             raise CatsError("This model is inside another Masking: leave that one first.")
         for layer, module in enumerate(self.modules):
             if isinstance(module, Site):
-                module.combine = partial(self._keep, layer, module)
+                module.combine = partial(self._keep, layer)
                 module.call = self._call
             else:
                 module.combine = partial(self._combine, layer, module)
         return self
 
     @property
-    def whole(self) -> bool:
+    def whole_sequence(self) -> bool:
         """Whether what is masked depends on all of a sequence, so that it must be read in one call."""
-        return self.policy.last_share < 1 or any(getattr(module, "whole", False) for module in self.modules)
+        return self.policy.last_share < 1 or any(
+            isinstance(module, Site) and module.whole_sequence for module in self.modules
+        )
 
     def __exit__(self, *_):
         for module in self.modules:
@@ -125,8 +128,10 @@ class Masking:
         prompt: Tensor | None = None,
         dense: bool = False,
     ) -> None:
-        """Announce the next call of the model: `valid` [B, T] bool, False for padding; `before` as
-        Policy.chosen; `prompt` as `cats.sites.Call`; `dense` masks no token of it.
+        """Announce the next call of the model.
+
+        `valid` [B, T] bool, False for padding; `before` as Policy.chosen; `prompt` as
+        `cats.criteria.sites.Call`; `dense` masks no token of it.
         """
         self._count()
         self._phase, self._valid, self._prompt = phase, valid, prompt
@@ -134,10 +139,21 @@ class Masking:
         if not dense and phase == "prefill" and self.policy != Policy():
             self._masked = self.policy.chosen(valid, before)
 
+    @contextmanager
+    def announcing(self) -> Iterator[None]:
+        """Announce each call of the model inside as one that reads text, by its attention mask."""
+
+        def announce(module, args: tuple, kwargs: dict) -> None:
+            self.begin("prefill", kwargs["attention_mask"].bool())
+
+        hook = self.model.register_forward_pre_hook(announce, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def start_rows(self) -> None:
-        """Keep what decoding zeroes by row, uncounted, until `count_rows`: rows end before their batch
-        does.
-        """
+        """Keep what decoding zeroes by row, uncounted, until `count_rows`: rows end before their batch."""
         self._rows = []
 
     def count_rows(self, lengths: Tensor) -> None:
@@ -159,12 +175,11 @@ class Masking:
                 select(rows)
 
     def realised(self, gather: Callable = lambda value: [value]) -> dict[str, dict]:
-        """For each phase that had tokens: tokens, gate_sparsity (share of the rows of W_up and W_down; None
-        where a rule drops other weights too), by_layer (share of what could be dropped, counted in weights),
-        and skipped_weights, the weights that a token did without, on average. What a rule reads on top is
-        taken off.
+        """What was zeroed in each phase that had tokens, over the processes of an evaluation by `gather`.
 
-        `gather` collects a value from every process of an evaluation.
+        tokens; gate_sparsity, the share of the rows of W_up and W_down, None where a rule drops other weights
+        too; by_layer, the share of what could be dropped, counted in weights; and skipped_weights, the
+        weights that a token did without, on average. What a rule reads on top is taken off.
         """
         self._count()
         result = {}
@@ -189,17 +204,17 @@ class Masking:
             masked = self.policy.chosen(everything)
         return phase, masked
 
-    def _keep(self, place: int, site: Site, keep: Tensor) -> Tensor:
+    def _keep(self, number: int, keep: Tensor) -> Tensor:
         phase, masked = self._now(keep.shape, keep.device)
         if masked is not None:
             keep = keep | ~masked.reshape(*keep.shape[:-1], 1).to(keep.device)
-        self._note(place, phase, (~keep).reshape(-1, keep.shape[-1]).sum(-1), masked)
+        self._note(number, phase, (~keep).reshape(-1, keep.shape[-1]).sum(-1), masked)
         return keep
 
     def _combine(self, layer: int, module: CatsMLP, gate: Tensor, up: Tensor) -> Tensor:
         shape = gate.shape
         phase, masked = self._now(shape, gate.device)
-        product = _product(module.activation, gate.device.type)
+        product = product_for(module.activation, gate.device.type)
         h, zeroed = product(
             gate.reshape(-1, shape[-1]),
             up.reshape(-1, shape[-1]),
@@ -213,8 +228,10 @@ class Masking:
         return h.reshape(shape)
 
     def _note(self, layer: int, phase: str, zeroed: Tensor, masked: Tensor | None) -> None:
-        """Keep the zeros of each row [N] of a call until it is over: counted layer by layer, they would take
-        as many launches as the layers. `masked`: which of its tokens are masked, None for all.
+        """Keep the zeros of each row [N] of a call until it is over.
+
+        `masked`: which of its tokens are, None for all. Counted layer by layer, they would take as many
+        launches as the layers.
         """
         if self._rows is not None and phase == "decode":
             self._rows.append(zeroed.to(self._zeroed[phase].device, torch.int32))
@@ -247,63 +264,24 @@ def _device(module: CatsMLP | Site) -> torch.device:
 
 
 def _shares(modules: list[CatsMLP | Site], zeroed: Tensor, sparse: Tensor) -> dict:
-    """gate_sparsity, by_layer and skipped_weights from the zeros a token and the share of masked tokens, both
-    fp64 [modules].
+    """gate_sparsity, by_layer and skipped_weights of a phase.
+
+    `zeroed`: zeros a token; `sparse`: the share of tokens that were masked; both fp64 [modules].
     """
     sites = isinstance(modules[0], Site)
     widths = torch.tensor([m.width if sites else m.intermediate_size for m in modules])
-    weights = torch.tensor([m.weights if sites else 2 * m.hidden_size for m in modules])
-    extra = torch.tensor(
-        [m.extra if sites else m.besides * m.intermediate_size * 2 * m.hidden_size for m in modules]
+    weights = torch.tensor([m.weights_saved if sites else 2 * m.hidden_size for m in modules])
+    added = torch.tensor(
+        [m.weights_added if sites else m.overhead * m.intermediate_size * 2 * m.hidden_size for m in modules]
     )
     layers = torch.tensor([module.layer for module in modules] if sites else range(len(modules)))
-    skipped, whole = (
+    skipped, total = (
         torch.zeros(int(layers.max()) + 1, dtype=torch.float64).index_add_(0, layers, part.double())
-        for part in (zeroed * weights - sparse * extra, widths * weights)
+        for part in (zeroed * weights - sparse * added, widths * weights)
     )
     neurons = not sites or all(module.neurons for module in modules)
     return {
-        "gate_sparsity": float(skipped.sum() / whole.sum()) if neurons else None,
-        "by_layer": [round(share, 5) for share in (skipped / whole).tolist()],
+        "gate_sparsity": float(skipped.sum() / total.sum()) if neurons else None,
+        "by_layer": [round(share, 5) for share in (skipped / total).tolist()],
         "skipped_weights": float(skipped.sum()),
     }
-
-
-def masked_product(
-    activation: str,
-    gate: Tensor,
-    up: Tensor,
-    threshold: Tensor,
-    masked: Tensor | None,
-    centre: Tensor | None = None,
-):
-    """(CATS_t(act(gate)) * up, zeros of each row): gate, up [N, m]; threshold [1] or [m]; `masked` [N, 1]
-    or None.
-
-    Rows where `masked` is False keep every activation. Zeros are counted after the mask, exact ones
-    included. With a `centre` [m], activations nearer to it than the threshold become it, and are what is
-    counted.
-    """
-    z = ACTIVATIONS[activation](gate)
-    drop = dropped(unrounded(ACTIVATIONS[activation], gate, z), threshold, centre)
-    if masked is not None:
-        drop = drop & masked
-    kept = settled(z, drop, centre)
-    return kept * up, ((kept == 0) if centre is None else drop).sum(-1)
-
-
-@lru_cache
-def _product(activation: str, device: str) -> Callable:
-    """On a GPU one fused kernel: eager, mask and count would read and write z some eight times."""
-    product = partial(masked_product, activation)
-    if device != "cuda":
-        return product
-    compilation.allow(64)  # one for each shape of threshold, policy and kind of call
-    compiled = torch.compile(product)
-
-    def fused(gate: Tensor, up: Tensor, threshold: Tensor, masked: Tensor | None, centre: Tensor | None):
-        for tensor in (gate, up) if masked is None else (gate, up, masked):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # the number of tokens differs from call to call
-        return compiled(gate, up, threshold, masked, centre)
-
-    return fused

@@ -1,4 +1,4 @@
-"""CATS whose thresholds follow the text: after each call they move so that the target sparsity is held."""
+"""CATS whose thresholds follow the text: after each call they move towards the target sparsity."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,19 @@ from torch import Tensor
 from cats.calibration.calibrate import calibrate
 from cats.core.activation import CatsMLP
 from cats.core.thresholds import Thresholds
-from cats.criteria.rule import Fit, Rule
+from cats.criteria.rule import Rule, ThresholdFit, register
 
-HORIZON = (
-    256  # tokens over which an error of the sparsity is corrected: one call of so many corrects 63 % of it
-)
+# Tokens over which an error of the sparsity is corrected: one call of so many corrects 63 % of it.
+HORIZON = 256
 _STEP = 0.02  # of sparsity, around the target: how log t changes with s there
 _LIMIT = 0.5  # of log t in one call
 
 
 class Steering:
-    """Moves log t of each layer by (target - realised) times its slope d log t / d s, weighted by the
-    call's tokens.
+    """Moves log t of each layer by (target - realised) times its slope d log t / d s.
 
-    Called by `cats.masking.Masking` with the zeros of each token after a call; nothing is read back to the
-    host.
+    Weighted by the tokens of a call. Called by `cats.criteria.masking.Masking` with the zeros of each token
+    after a call; nothing is read back to the host.
     """
 
     def __init__(self, thresholds: Thresholds, sparsity: float):
@@ -43,15 +41,14 @@ class Steering:
 
 
 @dataclass
-class OnlineFit(Fit):
-    """As a Fit; inside a Masking with `steer`, thresholds depend on the calls before, so on their order and
-    size.
-    """
+class OnlineFit(ThresholdFit):
+    """Thresholds that, inside a Masking with `steer`, depend on the calls before: on their order and size."""
 
     def steer(self, sparsity: float) -> Steering:
         return Steering(self.thresholds, sparsity)
 
 
+@register
 class Online(Rule):
     """The rule `online`: starts from the thresholds of `cats` and steers them while it runs."""
 
@@ -62,8 +59,5 @@ class Online(Rule):
     )
     trains = False  # its thresholds move while it runs
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches, *, source=None, progress=True) -> OnlineFit:
         return OnlineFit(self.name, calibrate(model, batches, source=source, progress=progress))
-
-
-RULE = Online()

@@ -9,13 +9,17 @@ tenth of a prompt masked alone; here that is the policy of the evaluation. The f
 singular value decomposition of W, as there, and are memory on top of W.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.criteria.sited import InputRule, Place, Quantiles, at_least, linears, watch
+from cats.calibration.histogram import Quantiles
+from cats.calibration.stream import watch
+from cats.criteria.rule import register
+from cats.criteria.sited import BlockLinear, InputRule, at_least, block_linears
 from cats.criteria.sites import Site
 
 SPLITS = (1.0, 0.95, 0.9, 0.8, 0.7)  # shares of the budget for columns of W; the rest is for the factors
@@ -24,8 +28,10 @@ _SAMPLE = 256  # tokens
 
 @dataclass
 class RSparseState:
-    """Norms [k] of the columns of W [n, k], quantiles of inputs without and with them, samples of inputs
-    [N, k] and factors of W, by (layer, name).
+    """By (layer, name): what the rule knows of each Linear W [n, k].
+
+    `norms` [k] of its columns, `quantiles` of its inputs, `scores` of inputs times norms, `samples` of inputs
+    [N, k], and the `factors` of W.
     """
 
     norms: dict[tuple[int, str], Tensor]
@@ -36,70 +42,70 @@ class RSparseState:
     factors: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+@register
 class RSparse(InputRule):
-    """The rule `r-sparse`: its sparsity is the share of every layer's weights not read, the factors counted
-    as read.
-    """
+    """The rule `r-sparse`: its sparsity is the share of every layer's weights not read; factors are read."""
 
     name = "r-sparse"
     title = "R-Sparse (rank-aware)"
     what = "small inputs of all linear layers meet a low-rank W in place of W, within one budget of weights"
 
     def measure(self, model, batches, progress=True) -> RSparseState:
-        places = linears(model)
-        norms = {place.key: place.linear.weight.detach().float().norm(dim=0) for place in places}
+        linears = block_linears(model)
+        norms = {linear.key: linear.module.weight.detach().float().norm(dim=0) for linear in linears}
         state = RSparseState(norms, progress)
 
         def see(key, x: Tensor) -> None:
             state.quantiles.see(key, x)
             state.scores.see(key, x * norms[key])
-            held = state.samples.get(key, x[:0])
-            if len(held) < _SAMPLE:
-                state.samples[key] = torch.cat([held, x[: _SAMPLE - len(held)]])
+            sample = state.samples.get(key, x[:0])
+            if len(sample) < _SAMPLE:
+                state.samples[key] = torch.cat([sample, x[: _SAMPLE - len(sample)]])
 
-        watch(model, [(place.key, place.linear) for place in places], batches, see, progress=progress)
+        watch(model, [(linear.key, linear.module) for linear in linears], batches, see, progress=progress)
         return state
 
-    def keep(self, place, state, share):
-        return at_least(state.quantiles.at(place.key, share))
+    def keep(self, linear, state, share):
+        return at_least(state.quantiles.at(linear.key, share))
 
     @torch.no_grad()
     def sites(self, model, state, sparsity):
-        places = linears(model)
-        return [
-            self._site(place, state, sparsity)
-            for place in tqdm(
-                places, desc="low ranks", unit="layer", disable=None if state.progress else True
-            )
-        ]
+        linears = block_linears(model)
+        bar = tqdm(linears, desc="low ranks", unit="layer", disable=None if state.progress else True)
+        return [self.fitted_site(linear, state, sparsity) for linear in bar]
 
-    def _site(self, place: Place, state: RSparseState, sparsity: float) -> Site:
-        weight = place.linear.weight
+    def fitted_site(self, linear: BlockLinear, state: RSparseState, sparsity: float) -> Site:
+        weight = linear.module.weight
         rows, columns = weight.shape
         most = _rank(weight, min(SPLITS))
-        if place.key not in state.factors:
-            state.factors[place.key] = low_rank(weight, most)
-        left, right = state.factors[place.key]
-        x = state.samples[place.key].float()
+        if linear.key not in state.factors:
+            state.factors[linear.key] = low_rank(weight, most)
+        left, right = state.factors[linear.key]
+        x = state.samples[linear.key].float()
         best = None
         for split in SPLITS:
             rank = int((1 - sparsity) * _rank(weight, split))
-            extra = rank * (rows + columns)
-            share = sparsity + extra / weight.numel()
+            added = rank * (rows + columns)
+            share = sparsity + added / weight.numel()
             if share >= 1 or (best is not None and rank == best[1]):
                 continue
-            keep = _weighted(place, state, share) if rank else self.keep(place, state, share)
+            keep = _weighted(linear, state, share) if rank else self.keep(linear, state, share)
             dropped = torch.where(keep(x), 0.0, x)
             error = dropped @ weight.float().t() - dropped @ left[:, :rank] @ right[:, :rank].t()
             error = float(error.norm())
             if best is None or error < best[0]:
-                best = (error, rank, extra, keep)
-        _, rank, extra, keep = best
-        rest = None
-        if rank:
-            first, second = left[:, :rank].to(weight.dtype), right[:, :rank].to(weight.dtype)
-            rest = _through(first, second)
-        return Site(place.layer, place.name, place.linear, keep, rows, extra=extra, rest=rest)
+                best = (error, rank, added, keep)
+        _, rank, added, keep = best
+        output = through(left[:, :rank].to(weight.dtype), right[:, :rank].to(weight.dtype)) if rank else None
+        return Site(
+            linear.layer,
+            linear.name,
+            linear.module,
+            keep,
+            rows,
+            weights_added=added,
+            dropped_output=output,
+        )
 
 
 def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -122,13 +128,11 @@ def _rank(weight: nn.Parameter, split: float) -> int:
     return int((1 - split) * rows * columns / (rows + columns))
 
 
-def _weighted(place: Place, state: RSparseState, share: float):
-    keep, norms = at_least(state.scores.at(place.key, share)), state.norms[place.key]
+def _weighted(linear: BlockLinear, state: RSparseState, share: float):
+    keep, norms = at_least(state.scores.at(linear.key, share)), state.norms[linear.key]
     return lambda x, call=None: keep(x.float() * norms)
 
 
-def _through(first: Tensor, second: Tensor):
-    return lambda dropped: dropped @ first @ second.t()
-
-
-RULE = RSparse()
+def through(left: Tensor, right: Tensor) -> Callable[[Tensor], Tensor]:
+    """What low-rank factors make of the inputs that are dropped."""
+    return lambda dropped: dropped @ left @ right.t()

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cats.calibration.blocks import BatchState, block_inputs, blocks
 from cats.core.activation import CatsMLP
-from cats.criteria.masking import masked_product
-from cats.criteria.neuron import Neuron
-from cats.criteria.pruning import State, block_inputs, blocks
-from cats.criteria.rule import Fit
+from cats.core.structure import sparse_mlps
+from cats.criteria.neuron import Combined, Neuron
+from cats.criteria.product import counted_product
+from cats.criteria.rule import ThresholdFit, register
 from cats.errors import CatsError
 
 RIDGE = 3.0  # of the diagonal of the survivors' second moments: how hard W_down is pulled to what it was
@@ -20,46 +21,51 @@ _FLOOR = 1e-3  # of the mean square of an output
 
 
 @dataclass
-class RefitFit(Fit):
+class RefitFit(ThresholdFit):
     """Thresholds, and for each sparsity a W_down that makes up for what they drop.
 
     Block by block, with the blocks before sparse and fitted already; what is fitted to is what the dense MLP
     makes of the same input.
     """
 
-    batches: list = field(default_factory=list)
-    progress: bool = True
-    _kept: list = field(default_factory=list, init=False)
+    batches: list = field(kw_only=True)
+    progress: bool = field(default=True, kw_only=True)
+    _dense: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list, init=False)
     runs_model: ClassVar[bool] = True
 
     @torch.no_grad()
     def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
-        if self._kept:
+        if self._dense:
             raise CatsError("W_down is fitted already: undo that first.")
         layers = blocks(model)
         states = block_inputs(model, layers, self.batches)
         super().apply(model, sparsity)
         bar = tqdm(layers, desc="fitting W_down", unit="block", disable=None if self.progress else True)
         for number, block in enumerate(bar):
-            for module in (each for each in block.modules() if isinstance(each, CatsMLP)):
+            for module in sparse_mlps(block):
                 weight = getattr(module, module.layout.down).weight
-                self._kept.append((weight, weight.detach().to("cpu", copy=True)))
+                self._dense.append((weight, weight.detach().to("cpu", copy=True)))
                 weight.add_(self._change(block, number, module, states))
             for state in states:
                 state.advance(block, number)
         return model
 
+    def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
+        super().to_train(model, sparsity)
+        self._dense.clear()
+        return model
+
     @torch.no_grad()
     def undo(self, model: nn.Module) -> nn.Module:
-        for weight, kept in self._kept:
-            weight.copy_(kept)
-        self._kept.clear()
+        for weight, dense in self._dense:
+            weight.copy_(dense)
+        self._dense.clear()
         return super().undo(model)
 
     def describe(self) -> dict:
         return super().describe() | {"w_down": "ridge regression on the survivors", "ridge": RIDGE}
 
-    def _change(self, block: nn.Module, number: int, module: CatsMLP, states: list[State]) -> Tensor:
+    def _change(self, block: nn.Module, number: int, module: CatsMLP, states: list[BatchState]) -> Tensor:
         """What to add to W_down [d, m]: the regression on h of what the mask took from the output."""
         weight = getattr(module, module.layout.down).weight
         size = module.intermediate_size
@@ -67,13 +73,13 @@ class RefitFit(Fit):
         seen: list[tuple[Tensor, Tensor]] = []
 
         def combine(gate: Tensor, up: Tensor) -> Tensor:
-            product = partial(masked_product, module.activation, gate, up, masked=None)
+            product = partial(counted_product, module.activation, gate, up, masked=None)
             seen.append(tuple(product(threshold)[0] for threshold in (0.0, module.threshold)))
             return seen[-1][1]
 
         module.combine = combine
         for state in states:
-            state.run(block, number)
+            state.output(block, number)
             valid = state.valid.reshape(-1)
             full, h = (part.reshape(-1, size)[valid] for part in seen.pop())
             lost = ((full - h) @ weight.t()).float()
@@ -84,7 +90,7 @@ class RefitFit(Fit):
 
 
 def root_size(y: Tensor) -> Tensor:
-    """[N, 1]: one over the norm of each output y [N, d], fp32. Times it, tokens of any size weigh alike."""
+    """[N, 1]: one over the norm of each output y [N, d], fp32, by which tokens of any size weigh alike."""
     size = y.pow(2).sum(1, keepdim=True)
     return (size + _FLOOR * size.mean()).rsqrt()
 
@@ -121,6 +127,7 @@ def _moment(a: Tensor, b: Tensor) -> Tensor:
     return a.float().t() @ b.float()
 
 
+@register
 class Refit(Neuron):
     """The rule `refit`: the masks of `neuron`, the rows of W_down moved so that the survivors stand in."""
 
@@ -135,7 +142,7 @@ class Refit(Neuron):
         super().check(model)
         blocks(model)
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches, *, source=None, progress=True) -> RefitFit:
         fit = super().calibrate(model, batches, source=source, progress=progress)
         return RefitFit(
             self.name,
@@ -146,4 +153,10 @@ class Refit(Neuron):
         )
 
 
-RULE = Refit()
+@register
+class RefitCombined(Refit, Combined):
+    """The rule `refit-combined`."""
+
+    name = "refit-combined"
+    title = "CATS fitted"
+    what = "`refit` with the masks of `combined`: thresholds per neuron, a sparsity per layer"

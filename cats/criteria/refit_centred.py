@@ -4,21 +4,21 @@ The closed form of A stands for dropped neurons at their centres. What they do a
 linear in x too, and a regression on x finds that part: another A, the same masks and the same bytes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cats.core.structure import GatedMLP
-from cats.criteria.centred import Centred, CentredFit, under
-from cats.criteria.pruning import State, block_inputs, blocks
+from cats.calibration.blocks import BatchState, block_inputs, blocks
+from cats.core.structure import GatedMLP, find_gated_mlps
+from cats.criteria.centred import Centred, CentredFit, output_with
 from cats.criteria.refit import Sums, root_size
-from cats.criteria.sited import parts
-from cats.criteria.sites import Site
+from cats.criteria.rule import corpus_of, register
+from cats.criteria.sites import Bypass, Site
 
 RIDGE = 1.0  # of the diagonal of the second moments of x: a weaker one serves other text less well
-_HELD = 5  # every so many tokens are kept out of the fit, to choose by
+_EVERY = 5  # every so many tokens are kept out of the fit, to choose by
 
 
 @dataclass
@@ -29,22 +29,22 @@ class RefitCentredFit(CentredFit):
     makes of the same input. A layer has centres where tokens kept out of the fit are nearer with them.
     """
 
-    batches: list = field(default_factory=list)
+    batches: list
     progress: bool = True
 
     @torch.no_grad()
     def sites(self, model: nn.Module, sparsity: float) -> list[Site]:
         if not sparsity:
             return []
-        layers, found = blocks(model), parts(model)
+        layers, mlps = blocks(model), find_gated_mlps(model)
         states = block_inputs(model, layers, self.batches)
         sites = []
         bar = tqdm(layers, desc="fitting A", unit="block", disable=None if self.progress else True)
         try:
             for number, block in enumerate(bar):
                 inside = set(block.modules())
-                for mlp, gate, _, _ in (each for each in found if each[0].module in inside):
-                    site = self._fitted(mlp, gate, sparsity, block, number, states)
+                for mlp in (mlp for mlp in mlps if mlp.module in inside):
+                    site = self._fitted(mlp, sparsity, block, number, states)
                     site.attach()
                     sites.append(site)
                 for state in states:
@@ -55,46 +55,40 @@ class RefitCentredFit(CentredFit):
         return sites
 
     def _fitted(
-        self,
-        mlp: GatedMLP,
-        gate: nn.Linear,
-        sparsity: float,
-        block: nn.Module,
-        number: int,
-        states: list[State],
+        self, mlp: GatedMLP, sparsity: float, block: nn.Module, number: int, states: list[BatchState]
     ) -> Site:
         """The site of one layer: with centres and a fitted A, or without, by the tokens kept out."""
-        owner = self.owner
-        plain = owner.of(mlp, gate, self.state, sparsity, False)
-        if owner.threshold(mlp, self.state, sparsity, True) is None:
+        rule = self.definition
+        plain = rule.site(mlp, self.state, sparsity, centred=False)
+        if rule.threshold(mlp, self.state, sparsity, True) is None:
             return plain
-        around = owner.of(mlp, gate, self.state, sparsity, True)
-        weight = gate.weight
+        centred = rule.site(mlp, self.state, sparsity, centred=True)
+        weight = mlp.gate.weight
         sums = Sums.zeros(mlp.hidden_size, mlp.hidden_size, weight.device)
         kept_out = []
         for state in states:
             x = self._inputs(mlp, block, number, state)
-            wanted = mlp.module(x)
-            lost = (wanted - under(around, mlp, x)).float()
-            root = root_size(wanted.float())
-            out = torch.arange(len(x), device=x.device) % _HELD == 0
+            dense = mlp.module(x)
+            lost = (dense - output_with(centred, mlp, x)).float()
+            root = root_size(dense.float())
+            out = torch.arange(len(x), device=x.device) % _EVERY == 0
             sums.add(*((part[~out] * root[~out]).to(x.dtype) for part in (x, lost)))
-            without = (wanted - under(plain, mlp, x)).float()
+            without = (dense - output_with(plain, mlp, x)).float()
             kept_out.append([(part[out] * root[out]) for part in (x, lost, without)])
         added = sums.solve(RIDGE).t().contiguous()
         x, lost, without = (torch.cat(part) for part in zip(*kept_out, strict=True))
         if not _pays(lost - x.float() @ added, without):
             return plain
-        around.beside = mlp.module, added.to(weight.dtype)
-        return around
+        centred.bypass = Bypass(mlp.module, added.to(weight.dtype))
+        return centred
 
     @staticmethod
-    def _inputs(mlp: GatedMLP, block: nn.Module, number: int, state: State) -> Tensor:
+    def _inputs(mlp: GatedMLP, block: nn.Module, number: int, state: BatchState) -> Tensor:
         """[N, d]: what the MLP reads of the valid tokens of a batch."""
         seen = []
         handle = mlp.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
-            state.run(block, number)
+            state.output(block, number)
         finally:
             handle.remove()
         return seen[0].reshape(-1, mlp.hidden_size)[state.valid.reshape(-1)]
@@ -108,6 +102,7 @@ def _pays(lost: Tensor, without: Tensor) -> bool:
     return bool(lost.pow(2).sum() < without.pow(2).sum())
 
 
+@register
 class RefitCentred(Centred):
     """The rule `refit-centred`."""
 
@@ -120,8 +115,6 @@ class RefitCentred(Centred):
 
     def calibrate(self, model, batches, *, source=None, progress=True) -> RefitCentredFit:
         batches = list(batches)
-        fit = super().calibrate(model, batches, source=source, progress=progress)
-        return RefitCentredFit(**vars(fit), batches=batches, progress=progress)
-
-
-RULE = RefitCentred()
+        self.check(model)
+        state = self.measure(model, batches, progress)
+        return RefitCentredFit(self, state, corpus_of(source), batches, progress)

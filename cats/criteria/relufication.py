@@ -1,20 +1,18 @@
-"""ReLUfication, the paper's baseline: the activation exchanged for ReLU, whose zeros come without a
-threshold."""
-
-from dataclasses import dataclass
+"""ReLUfication, the paper's baseline: ReLU in place of the activation, zeros without a threshold."""
 
 import torch.nn.functional as F
 from torch import nn
 
 from cats.core.sparsify import store_by_columns, swap_in
 from cats.core.structure import find_gated_mlps
-from cats.criteria.rule import Fit, Rule
+from cats.criteria.rule import Fit, Rule, register
 from cats.errors import CatsError
 
 
-@dataclass
 class ReluFit(Fit):
-    """Nothing is calibrated: `thresholds` is None and `sparsity` is ignored."""
+    """Nothing is calibrated, and `sparsity` is ignored."""
+
+    rule = "relufication"
 
     def apply(self, model: nn.Module, sparsity: float | None = None) -> nn.Module:
         for module in swap_in(model, find_gated_mlps(model), prefill="masked"):
@@ -37,10 +35,11 @@ class ReluFit(Fit):
         return {"criterion": "none: ReLU in place of the activation"}
 
 
+@register
 class Relufication(Rule):
     """The rule `relufication`: takes no sparsity, ReLU decides what is zero."""
 
-    name = "relufication"
+    name = ReluFit.rule
     title = "ReLUfication"
     what = "ReLU in place of the activation, no threshold (the paper's baseline)"
     adjustable = False
@@ -50,9 +49,6 @@ class Relufication(Rule):
         if find_gated_mlps(model)[0].activation == "relu":
             raise CatsError("relufication does not apply: this model's gates are ReLU already, use cats.")
 
-    def calibrate(self, model, batches=None, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches=None, *, source=None, progress=True) -> ReluFit:
         self.check(model)
-        return ReluFit(self.name, None)
-
-
-RULE = Relufication()
+        return ReluFit()

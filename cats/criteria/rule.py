@@ -1,8 +1,9 @@
 """What every rule offers: calibrate once on a model, apply at any sparsity, and say what that saves."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -14,33 +15,24 @@ from cats.core.sparsify import restore, sparsify
 from cats.core.structure import find_gated_mlps
 from cats.core.thresholds import Thresholds
 from cats.criteria.generate import continue_prompts
+from cats.criteria.masking import Masking, Policy
 from cats.errors import CatsError
 
-
-def uniform(sparsity: float) -> float:
-    """The paper's allocation: one gate sparsity for every layer."""
-    return sparsity
+RULES: dict[str, "Rule"] = {}
 
 
-@dataclass
-class Fit:
-    """A rule calibrated on one model: thresholds, which apply at any gate sparsity.
-
-    `allocation`: from a gate sparsity in [0, 1) to one number, or to one per layer of which that is the
-    mean over all gate activations.
-    """
+class Fit(ABC):
+    """A rule calibrated on one model: it makes that model sparse at any sparsity, and dense again."""
 
     rule: str
-    thresholds: Thresholds
-    allocation: Callable[[float], float | list[float]] = field(default=uniform)
     runs_model: ClassVar[bool] = False  # `apply` does, on text: on a GPU in a fraction of the time
 
+    @abstractmethod
     def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
         """Make `model` sparse in place; raises CatsError where it is not the calibrated one."""
-        return sparsify(model, self.thresholds, self.allocation(sparsity))
 
     def to_train(self, model: nn.Module, sparsity: float) -> nn.Module:
-        """`apply` for fine-tuning, of a rule that `trains`."""
+        """`apply` for fine-tuning, of a rule that `trains`: nothing is kept that `undo` would need."""
         return self.apply(model, sparsity)
 
     def undo(self, model: nn.Module) -> nn.Module:
@@ -50,7 +42,7 @@ class Fit:
         return model
 
     def continuing(self, sparsity: float | None) -> Callable:
-        """How text is generated: greedy search, of the interface of `cats.continuation.continue_prompts`."""
+        """How text is generated: greedy search, called as `cats.criteria.generate.continue_prompts` is."""
         return continue_prompts
 
     def counted(self) -> dict[str, int]:
@@ -58,7 +50,7 @@ class Fit:
         return {}
 
     def steer(self, sparsity: float) -> Callable | None:
-        """What `cats.masking.Masking` moves thresholds with while the model runs; None leaves them."""
+        """What `cats.criteria.masking.Masking` moves thresholds with while the model runs, if anything."""
         return None
 
     def gate_sparsity(self, sparsity: float) -> float | None:
@@ -75,8 +67,32 @@ class Fit:
         """Weight bytes read for one decoded token at batch 1 and the target sparsity; None as above."""
         return shape.bytes_per_token(sparsity, bytes_per_weight)
 
+    @abstractmethod
     def describe(self) -> dict:
-        """What a result says about the calibration."""
+        """What a result says about the calibration: its criterion at least."""
+
+
+def uniform(sparsity: float) -> float:
+    """The paper's allocation: one gate sparsity for every layer."""
+    return sparsity
+
+
+@dataclass
+class ThresholdFit(Fit):
+    """Thresholds, which apply at any gate sparsity.
+
+    `allocation`: from a gate sparsity in [0, 1) to one number, or to one per layer of which that is the
+    mean over all gate activations.
+    """
+
+    rule: str
+    thresholds: Thresholds
+    allocation: Callable[[float], float | list[float]] = uniform
+
+    def apply(self, model: nn.Module, sparsity: float) -> nn.Module:
+        return sparsify(model, self.thresholds, self.allocation(sparsity))
+
+    def describe(self) -> dict:
         thresholds = self.thresholds
         return {
             "criterion": thresholds.criterion,
@@ -84,6 +100,24 @@ class Fit:
             "tokens": thresholds.tokens,
             "policy": thresholds.policy,
         }
+
+
+@contextmanager
+def applied(
+    model: nn.Module, fit: Fit | None, sparsity: float | None, policy: Policy | None = None
+) -> Iterator[Masking]:
+    """`model` under a fit inside a Masking, thresholds steered where the fit does so; dense afterwards.
+
+    Without a fit the model is dense, nothing is masked and no sparsity is realised. Errors as `Fit.apply`.
+    """
+    if fit is not None:
+        fit.apply(model, sparsity)
+    try:
+        with Masking(model, policy, steer=None if fit is None else fit.steer(sparsity)) as masking:
+            yield masking
+    finally:
+        if fit is not None:
+            fit.undo(model)
 
 
 class Rule(ABC):
@@ -105,32 +139,43 @@ class Rule(ABC):
         """Raise CatsError where the rule does not apply to the model; no text is read."""
         find_gated_mlps(model)
 
-    def reach(self, shape: Accounting) -> float:
-        """Model-level sparsity of this rule for each unit of its own sparsity."""
+    def max_model_sparsity(self, shape: Accounting) -> float:
+        """Model-level sparsity at sparsity 1 of this rule, which it cannot exceed."""
         return shape.max_model_sparsity
 
-    def own_sparsity(self, shape: Accounting, model_sparsity: float) -> float:
-        """The rule's own sparsity for a target of model-level sparsity, the share of the blocks' linear
-        weights that a decoded token does without; CatsError where the rule cannot reach it.
+    def sparsity_for(self, shape: Accounting, model_sparsity: float) -> float:
+        """The rule's sparsity that leaves out the share `model_sparsity` of the blocks' linear weights.
+
+        Raises CatsError where the rule cannot reach it.
         """
-        reach = self.reach(shape)
-        if not self.adjustable or not 0 <= model_sparsity < reach:
-            what = f"at most {reach:.1%} of this model" if self.adjustable else "no sparsity of choice"
+        most = self.max_model_sparsity(shape)
+        if not self.adjustable or not 0 <= model_sparsity < most:
+            what = f"at most {most:.1%} of this model" if self.adjustable else "no sparsity of choice"
             raise CatsError(
                 f"{self.name} cannot reach a model-level sparsity of {model_sparsity:.1%}: it has {what}."
             )
-        return model_sparsity / reach
+        return model_sparsity / most
 
     @abstractmethod
     def calibrate(
         self, model: nn.Module, batches, *, source: dict | None = None, progress: bool = True
     ) -> Fit:
-        """Measure what the rule needs on `batches`, as of `cats.corpora.batches`, which it may read more
-        than once.
+        """Measure what the rule needs on `batches`, as of `cats.corpora.batches`, which may be read twice.
 
         `source` as in `cats.calibration.calibrate`. Leaves the model as it was. Raises CatsError where the
         rule does not apply to the model.
         """
+
+
+def register(kind: type[Rule]) -> type[Rule]:
+    """Class decorator: the rule is in RULES, under the name by which users ask for it."""
+    RULES[kind.name] = kind()
+    return kind
+
+
+def corpus_of(source: dict | None) -> dict:
+    """What `source` says about the text, which is all but the model."""
+    return {key: value for key, value in (source or {}).items() if key != "model"}
 
 
 class WeightedRule(Rule):
@@ -151,7 +196,8 @@ class WeightedRule(Rule):
     def weights(self, model: nn.Module, batches, progress: bool) -> Tensor:
         """[L, m], not negative; only their ratios within a layer matter."""
 
-    def calibrate(self, model, batches, *, source=None, progress=True) -> Fit:
+    def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
         self.check(model)
         weights = self.weights(model, batches, progress)
-        return Fit(self.name, calibrate(model, batches, source=source, weights=weights, progress=progress))
+        thresholds = calibrate(model, batches, source=source, weights=weights, progress=progress)
+        return ThresholdFit(self.name, thresholds)

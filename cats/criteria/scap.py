@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cats.criteria.sited import Quantiles, SitedRule, at_least, parts, watch
+from cats.calibration.histogram import Quantiles
+from cats.calibration.stream import watch
+from cats.core.structure import find_gated_mlps
+from cats.criteria.rule import register
+from cats.criteria.sited import SitedRule, at_least
 from cats.criteria.sites import Site
 
 _SAMPLE = 1 << 14  # values of one call of a layer
@@ -30,6 +34,7 @@ class ScapState:
     distances: Quantiles = field(default_factory=Quantiles)
 
 
+@register
 class Scap(SitedRule):
     """The rule `scap`: its sparsity is the share of inputs dropped of gate, up and down."""
 
@@ -37,14 +42,14 @@ class Scap(SitedRule):
     title = "SCAP (mode-centred)"
     what = "inputs of gate, up and down near their mode are set to it, below a quantile of the distance"
 
-    def reach(self, shape):
+    def max_model_sparsity(self, shape):
         return shape.mlp_weights / shape.block_weights
 
     def measure(self, model, batches, progress=True) -> ScapState:
         modules = [
             item
-            for mlp, gate, _, down in parts(model)
-            for item in (((mlp.layer, "input"), gate), ((mlp.layer, "down"), down))
+            for mlp in find_gated_mlps(model)
+            for item in (((mlp.layer, "input"), mlp.gate), ((mlp.layer, "down"), mlp.down))
         ]
         samples: dict[Any, list[Tensor]] = {}
 
@@ -68,8 +73,12 @@ class Scap(SitedRule):
 
     def sites(self, model, state, sparsity):
         result = []
-        for mlp, gate, up, down in parts(model):
-            names = {gate: "gate", up: "up", down: "down"}  # one entry for gate and up where they are fused
+        for mlp in find_gated_mlps(model):
+            names = {
+                mlp.gate: "gate",
+                mlp.up: "up",
+                mlp.down: "down",
+            }  # one entry for gate and up where they are fused
             for linear, name in names.items():
                 key = (mlp.layer, "down" if name == "down" else "input")
                 centre = state.modes[key]
@@ -95,6 +104,3 @@ def mode(values: Tensor) -> float:
     centres = low + (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (high - low) / _BINS
     kernel = torch.exp(-0.5 * ((centres[:, None] - centres[None]) / width) ** 2)
     return float(centres[(kernel @ counts).argmax()])
-
-
-RULE = Scap()

@@ -14,7 +14,7 @@ _ATTRIBUTE = "cats_sites"
 
 
 class Call(NamedTuple):
-    """What a `cats.masking.Masking` knows of the call under way.
+    """What a `cats.criteria.masking.Masking` knows of the call under way.
 
     `valid` [B, T] bool, False for padding; `prompt` [B]: tokens of each row behind which tokens are generated
     or scored; None where nobody said.
@@ -25,33 +25,39 @@ class Call(NamedTuple):
     prompt: Tensor | None = None
 
 
+class Bypass(NamedTuple):
+    """A matrix [d, d] beside an MLP: for masked tokens, x times it is added to what the MLP makes of x."""
+
+    mlp: nn.Module
+    matrix: Tensor
+
+
 @dataclass(eq=False)
 class Site:
     """One Linear of which a rule drops inputs (`at` "input") or outputs ("output").
 
-    `keep(x, call)`: x [..., n] → bool, False where x is replaced by `fill`, a number or [n]; call as above,
-    None outside a Masking. `start` and `width`: the columns of the output that are meant, where projections
-    are fused. `weights`: what one dropped activation saves a token; `extra`: what a masked token reads on
-    top. `rest`, where set, adds what it makes of the dropped inputs to the output; `beside`, an MLP around
-    and a matrix [d, d], adds its input times the matrix to what the MLP puts out for masked tokens.
-    `neurons`: neurons of the MLP are dropped. `whole`: a sequence must be read in one call. `combine(keep)`,
-    where set, decides last: `cats.masking` applies its policies and counts there.
+    `keep(x, call)`: x [..., n] → bool, False where x is replaced by `fill`, a number or [n]; `call` is None
+    outside a Masking. `start` and `width`: the columns of the output that are meant, where projections are
+    fused. `weights_saved`: what one dropped activation saves a token; `weights_added`: what a masked token
+    reads on top. `dropped_output`, where set, gives what the Linear still puts out for the dropped inputs.
+    `neurons`: neurons of the MLP are dropped. `whole_sequence`: a sequence must be read in one call.
+    `combine(keep)`, where set, decides last: `cats.criteria.masking` applies its policies and counts there.
     """
 
     layer: int
     name: str
     linear: nn.Linear
     keep: Callable[[Tensor, Call | None], Tensor]
-    weights: int
+    weights_saved: int
     at: str = "input"
     start: int = 0
     width: int | None = None
     fill: float | Tensor = 0.0
-    extra: int = 0
-    rest: Callable[[Tensor], Tensor] | None = None
-    beside: tuple[nn.Module, Tensor] | None = None
+    weights_added: int = 0
+    dropped_output: Callable[[Tensor], Tensor] | None = None
+    bypass: Bypass | None = None
     neurons: bool = False
-    whole: bool = False
+    whole_sequence: bool = False
     combine: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     call: Callable[[], Call] | None = field(default=None, repr=False)
     _handles: list = field(default_factory=list, repr=False)
@@ -62,48 +68,48 @@ class Site:
 
     def attach(self) -> None:
         if self.at == "input":
-            self._handles.append(self.linear.register_forward_pre_hook(self._before))
-            if self.rest is not None:
-                self._handles.append(self.linear.register_forward_hook(self._after))
+            self._handles.append(self.linear.register_forward_pre_hook(self._mask_input))
+            if self.dropped_output is not None:
+                self._handles.append(self.linear.register_forward_hook(self._add_dropped_output))
         else:
-            self._handles.append(self.linear.register_forward_hook(self._behind))
-        if self.beside is not None:
-            self._handles.append(self.beside[0].register_forward_hook(self._around))
+            self._handles.append(self.linear.register_forward_hook(self._mask_output))
+        if self.bypass is not None:
+            self._handles.append(self.bypass.mlp.register_forward_hook(self._add_bypass))
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _chosen(self, x: Tensor) -> Tensor:
+    def _kept(self, x: Tensor) -> Tensor:
         keep = self.keep(x, None if self.call is None else self.call())
         return keep if self.combine is None else self.combine(keep)
 
-    def _before(self, _, args: tuple) -> tuple:
+    def _mask_input(self, _, args: tuple) -> tuple:
         x = args[0]
-        kept = torch.where(self._chosen(x), x, self.fill)
-        if self.rest is not None:
-            self._dropped = x - kept
-        return (kept, *args[1:])
+        masked = torch.where(self._kept(x), x, self.fill)
+        if self.dropped_output is not None:
+            self._dropped = x - masked
+        return (masked, *args[1:])
 
-    def _after(self, _, args: tuple, output: Tensor) -> Tensor:
+    def _add_dropped_output(self, _, args: tuple, output: Tensor) -> Tensor:
         dropped, self._dropped = self._dropped, None
-        return output + self.rest(dropped)
+        return output + self.dropped_output(dropped)
 
-    def _behind(self, _, args: tuple, output: Tensor) -> Tensor:
+    def _mask_output(self, _, args: tuple, output: Tensor) -> Tensor:
         part = output.narrow(-1, self.start, self.width)
-        keep = self._chosen(part)
-        kept = torch.where(keep, part, self.fill)
-        self._masked = None if self.beside is None else ~keep.all(-1, keepdim=True)
+        keep = self._kept(part)
+        masked = torch.where(keep, part, self.fill)
+        self._masked_tokens = None if self.bypass is None else ~keep.all(-1, keepdim=True)
         if self.width == output.shape[-1]:
-            return kept
+            return masked
         result = output.clone()
-        result.narrow(-1, self.start, self.width).copy_(kept)
+        result.narrow(-1, self.start, self.width).copy_(masked)
         return result
 
-    def _around(self, _, args: tuple, output: Tensor) -> Tensor:
-        masked, self._masked = self._masked, None
-        return output + masked * (args[0] @ self.beside[1])
+    def _add_bypass(self, _, args: tuple, output: Tensor) -> Tensor:
+        masked_tokens, self._masked_tokens = self._masked_tokens, None
+        return output + masked_tokens * (args[0] @ self.bypass.matrix)
 
 
 def attach(model: nn.Module, sites: Sequence[Site]) -> nn.Module:

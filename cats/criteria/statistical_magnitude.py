@@ -8,13 +8,17 @@ number of deviations is a quantile over calibration text, one for each layer, in
 
 from torch import Tensor
 
+from cats.calibration.histogram import Quantiles
+from cats.calibration.stream import watch_neurons
 from cats.core.activation import ACTIVATIONS
 from cats.core.structure import GatedMLP, find_gated_mlps
-from cats.criteria.sited import Quantiles, SitedRule, neuron_site, watch_neurons
+from cats.criteria.rule import register
+from cats.criteria.sited import SitedRule, neuron_site
 
 _SHIFT = 4.0  # deviations; makes standings positive: a half-normal |z| is at least 1.3 below its mean at 0
 
 
+@register
 class StatisticalMagnitude(SitedRule):
     """The rule `statistical-magnitude`: its sparsity is the share of gate activations zeroed."""
 
@@ -24,13 +28,13 @@ class StatisticalMagnitude(SitedRule):
     neurons = True
 
     def measure(self, model, batches, progress=True) -> Quantiles:
-        found = Quantiles()
+        standings = Quantiles()
 
         def see(mlp: GatedMLP, _, gate: Tensor) -> None:
-            found.see(mlp.layer, standing(ACTIVATIONS[mlp.activation](gate.float())))
+            standings.see(mlp.layer, standing(ACTIVATIONS[mlp.activation](gate.float())))
 
         watch_neurons(model, ("gate",), batches, see, progress=progress)
-        return found
+        return standings
 
     def sites(self, model, state, sparsity):
         return [
@@ -48,6 +52,3 @@ def standing(z: Tensor) -> Tensor:
 
 def _keep(act, threshold: float):
     return lambda gate, call: ~(standing(act(gate.float())) < threshold)
-
-
-RULE = StatisticalMagnitude()

@@ -11,9 +11,11 @@ the share that it drops is off the target: the realised one is measured beside i
 from statistics import NormalDist
 
 from cats.core.structure import find_gated_mlps
+from cats.criteria.rule import register
 from cats.criteria.sited import SitedRule, neuron_site
 
 
+@register
 class StatisticalTopK(SitedRule):
     """The rule `statistical-top-k`: its sparsity is the share of gate activations to zero."""
 
@@ -39,6 +41,3 @@ def _keep(share: float):
         return ~(values < mean + spread * deviations)
 
     return keep
-
-
-RULE = StatisticalTopK()

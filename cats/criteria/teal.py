@@ -3,14 +3,19 @@
 Ambiguous in the source: the released code takes the threshold from a two-sided histogram of 10,000 bins and
 assumes inputs of one mode and mean zero; here it is the quantile of |x| itself. Released evaluations
 mask a part of the prompt only; here that is the policy of the evaluation, by default every token. Where q, k
-and v read one input they share its quantile.
+and v read one input they share its quantile. `teal-greedy` allocates shares as `greedy` says.
 """
 
 from torch import nn
 
-from cats.criteria.sited import InputRule, Quantiles, at_least, linears, watch
+from cats.calibration.histogram import Quantiles
+from cats.calibration.stream import watch
+from cats.criteria.greedy import GreedyRule
+from cats.criteria.rule import register
+from cats.criteria.sited import InputRule, at_least, block_linears
 
 
+@register
 class Teal(InputRule):
     """The rule `teal`: the same share of the inputs of every linear layer."""
 
@@ -21,21 +26,23 @@ class Teal(InputRule):
     def measure(self, model: nn.Module, batches, progress: bool) -> Quantiles:
         return input_quantiles(model, batches, progress)
 
-    def keep(self, place, state, share):
-        return at_least(state.at(place.key, share))
+    def keep(self, linear, state, share):
+        return at_least(state.at(linear.key, share))
 
 
 def input_quantiles(model: nn.Module, batches, progress: bool = True) -> Quantiles:
     """Quantiles of |x| of every Linear of the blocks, by (layer, name)."""
-    found = Quantiles()
-    watch(
-        model,
-        [(place.key, place.linear) for place in linears(model)],
-        batches,
-        found.see,
-        progress=progress,
-    )
-    return found
+    inputs = Quantiles()
+    linears = [(linear.key, linear.module) for linear in block_linears(model)]
+    watch(model, linears, batches, inputs.see, progress=progress)
+    return inputs
 
 
-RULE = Teal()
+@register
+class TealGreedy(GreedyRule):
+    """The rule `teal-greedy`."""
+
+    name = "teal-greedy"
+    title = "TEAL (block-wise greedy)"
+    what = "TEAL, the shares of a block's linear layers allocated greedily by the error of its output"
+    base = Teal()

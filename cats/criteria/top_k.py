@@ -7,9 +7,11 @@ first), and whether z or z times x W_up is ranked (here z, which is known before
 
 from cats.core.activation import ACTIVATIONS
 from cats.core.structure import find_gated_mlps
+from cats.criteria.rule import register
 from cats.criteria.sited import SitedRule, drop_lowest, neuron_site
 
 
+@register
 class TopK(SitedRule):
     """The rule `top-k`: its sparsity is the share of gate activations zeroed, of every token."""
 
@@ -30,6 +32,3 @@ class TopK(SitedRule):
 
 def _keep(act, share: float):
     return lambda gate, call: drop_lowest(act(gate.float()).abs(), share)
-
-
-RULE = TopK()

@@ -6,12 +6,16 @@ quantile over all tokens of the calibration text. M-COUNTDOWN ranks |x W_up| too
 not at hand. D-COUNTDOWN ranks the product with a trained predictor, which is not here.
 """
 
+from cats.calibration.histogram import Quantiles
+from cats.calibration.stream import watch_neurons
 from cats.core.structure import find_gated_mlps
-from cats.criteria.sited import Quantiles, SitedRule, at_least, neuron_site, watch_neurons
+from cats.criteria.rule import register
+from cats.criteria.sited import SitedRule, at_least, neuron_site
 
 
+@register
 class UpThreshold(SitedRule):
-    """The rule `up-threshold`: its sparsity is the share of neurons dropped; reach and bytes as CATS."""
+    """The rule `up-threshold`: its sparsity is the share of neurons dropped, at the bytes of CATS."""
 
     name = "up-threshold"
     title = "Up-projection threshold (FloE, COUNTDOWN)"
@@ -19,14 +23,11 @@ class UpThreshold(SitedRule):
     neurons = True
 
     def measure(self, model, batches, progress=True) -> Quantiles:
-        found = Quantiles()
-        watch_neurons(model, ("up",), batches, lambda mlp, _, up: found.see(mlp.layer, up), progress=progress)
-        return found
+        state = Quantiles()
+        watch_neurons(model, ("up",), batches, lambda mlp, _, up: state.see(mlp.layer, up), progress=progress)
+        return state
 
     def sites(self, model, state, sparsity):
         return [
             neuron_site(mlp, "up", at_least(state.at(mlp.layer, sparsity))) for mlp in find_gated_mlps(model)
         ]
-
-
-RULE = UpThreshold()

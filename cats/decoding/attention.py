@@ -15,18 +15,15 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from cats.core.activation import is_hooked
 
-PLAIN = (
-    LlamaAttention,
-    MistralAttention,
-    Qwen2Attention,
-)  # rotary, grouped queries, no norm on q or k, no soft cap
-
 
 class _OneTokenForward:
     """Before a Transformers attention class: a one-token step on a static cache takes the fused op.
 
-    `tied`: whether q, k and v still are views of `qkv_weight`; looked up outside of compiled steps only.
+    `replaced`: that class. `tied`: whether q, k and v still are views of `qkv_weight`; looked up outside of
+    compiled steps only.
     """
+
+    replaced: type[nn.Module]
 
     def forward(
         self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs
@@ -66,9 +63,9 @@ class _OneTokenForward:
             self.tied = tied
 
     def _apply(self, fn, recurse=True):
-        was = _tied(self)
+        was_tied = _tied(self)
         super()._apply(fn, recurse)
-        if was and recurse:  # each was moved or cast by itself
+        if was_tied and recurse:  # each was moved or cast by itself
             _share(self)
         return self
 
@@ -96,8 +93,22 @@ class _OneTokenForward:
         )
 
 
-_ONE_TOKEN = {base: type(f"OneToken{base.__name__}", (_OneTokenForward, base), {}) for base in PLAIN}
-globals().update({cls.__name__: cls for cls in _ONE_TOKEN.values()})  # where pickle looks for them
+class OneTokenLlamaAttention(_OneTokenForward, LlamaAttention):
+    replaced = LlamaAttention
+
+
+class OneTokenMistralAttention(_OneTokenForward, MistralAttention):
+    replaced = MistralAttention
+
+
+class OneTokenQwen2Attention(_OneTokenForward, Qwen2Attention):
+    replaced = Qwen2Attention
+
+
+# Of attention with rotary positions and grouped queries, no norm on q or k, no soft cap.
+_ONE_TOKEN = {
+    kind.replaced: kind for kind in (OneTokenLlamaAttention, OneTokenMistralAttention, OneTokenQwen2Attention)
+}
 
 
 class SharedLayer(StaticLayer):
@@ -147,7 +158,7 @@ def install(model: nn.Module, *, batch: int = 1) -> int:
     Modules of other classes, or with wrapped projections (LoRA, quantised), keep their own forward; so do,
     for as long, those that are wrapped later or whose weights are set to other tensors (until `tie`).
     """
-    fits = [m for m in model.modules() if type(m) in PLAIN and _plain_projections(m)]
+    fits = [m for m in model.modules() if type(m) in _ONE_TOKEN and _plain_projections(m)]
     for module in fits:
         _fuse(module, batch)
         module.__class__ = _ONE_TOKEN[type(module)]
@@ -167,11 +178,11 @@ def remove(model: nn.Module) -> None:
     """Undo `install`."""
     for module in model.modules():
         if isinstance(module, _OneTokenForward):
-            for each in _projections(module):
-                for parameter in getattr(each, "base_layer", each).parameters(recurse=False):
+            for linear in _projections(module):
+                for parameter in getattr(linear, "base_layer", linear).parameters(recurse=False):
                     parameter.data = parameter.data.clone()
             del module.qkv_weight, module.qkv_bias, module.arrivals, module.tied
-            module.__class__ = type(module).__mro__[2]  # itself, the mixin, the class of before
+            module.__class__ = module.replaced
 
 
 def _projections(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -182,10 +193,10 @@ def _plain_projections(module: nn.Module) -> bool:
     """Whether a fused weight may be read in place of calling them: no adapter, quantisation or hook."""
     return (
         all(
-            type(each) is nn.Linear and type(each.weight) is nn.Parameter and not is_hooked(each)
-            for each in _projections(module)
+            type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not is_hooked(linear)
+            for linear in _projections(module)
         )
-        and len({each.bias is None for each in _projections(module)}) == 1
+        and len({linear.bias is None for linear in _projections(module)}) == 1
     )
 
 
@@ -193,33 +204,33 @@ def _tied(module: nn.Module) -> bool:
     """Whether the weights, and biases, of q, k and v lie behind each other in the fused ones."""
     if not _plain_projections(module):
         return False
-    for whole, parts in _wholes_and_parts(module):
-        at = whole.data_ptr()
+    for fused, parts in _fused_and_parts(module):
+        address = fused.data_ptr()
         for part in parts:
-            if part is None or part.data_ptr() != at:
+            if part is None or part.data_ptr() != address:
                 return False
-            at += part.numel() * part.element_size()
+            address += part.numel() * part.element_size()
     return (module.qkv_bias is None) == (module.q_proj.bias is None)
 
 
-def _wholes_and_parts(module: nn.Module):
+def _fused_and_parts(module: nn.Module):
     """The fused weight with those of q, k and v; the fused bias with theirs, where there is one."""
-    yield module.qkv_weight, [each.weight for each in _projections(module)]
+    yield module.qkv_weight, [linear.weight for linear in _projections(module)]
     if module.qkv_bias is not None:
-        yield module.qkv_bias, [each.bias for each in _projections(module)]
+        yield module.qkv_bias, [linear.bias for linear in _projections(module)]
 
 
 def _share(module: nn.Module) -> None:
     """Make the weights and biases of q, k and v views of the fused ones."""
-    for whole, parts in _wholes_and_parts(module):
-        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+    for fused, parts in _fused_and_parts(module):
+        for part, view in zip(parts, fused.split([len(part) for part in parts]), strict=True):
             part.data = view
 
 
 @torch.no_grad()
 def _fuse(module: nn.Module, batch: int) -> None:
-    weight = torch.cat([each.weight for each in _projections(module)])
-    biases = [each.bias for each in _projections(module)]
+    weight = torch.cat([linear.weight for linear in _projections(module)])
+    biases = [linear.bias for linear in _projections(module)]
     kv_heads = module.k_proj.out_features // module.head_dim
     module.register_buffer("qkv_weight", weight, persistent=False)
     module.register_buffer("qkv_bias", None if biases[0] is None else torch.cat(biases), persistent=False)

@@ -5,12 +5,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from cats import paths
+from cats.corpora import Calibration
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
 from cats.evaluation import intervals, plan, tasks
 from cats.evaluation.distributed import Processes, join
 from cats.evaluation.evaluator import Evaluator
-from cats.evaluation.method import Calibration, methods
+from cats.evaluation.method import methods
 from cats.evaluation.plan import Run
 from cats.evaluation.table import load_results, results_table
 from cats.models import load as model_loading

@@ -1,13 +1,11 @@
 """Perplexity on plain text as a task, "text:<corpus>", so that an evaluator measures it beside the others."""
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
-from cats.corpora import corpus as corpora
+from cats import corpora
 from cats.corpora.readers import HUB, LOCAL
-from cats.criteria.masking import Masking
 from cats.evaluation.distributed import Processes
 from cats.evaluation.perplexity import document_nll
 from cats.evaluation.task import Answers
@@ -41,8 +39,7 @@ class CorpusTask:
         mine = processes.share(self.documents)
         scored: dict[int, tuple] = {}
         if mine:
-            hook = lm.model.register_forward_pre_hook(partial(announce, lm.masking), with_kwargs=True)
-            try:
+            with lm.masking.announcing():
                 sums = document_nll(
                     lm.model,
                     lm.tokenizer,
@@ -50,8 +47,6 @@ class CorpusTask:
                     max_length=min(_LENGTH, lm.max_length),
                     tokens_per_document=self.tokens,
                 )
-            finally:
-                hook.remove()
             scored = {mine[row.document]: (-row.nll_nats, row.tokens) for row in sums.itertuples()}
             lm.processed += int(sums.tokens.sum())
         everything = {key: value for part in processes.gather(scored) for key, value in part.items()}
@@ -80,8 +75,3 @@ def load(name: str, *, documents: int | None, seed: int, tokens: int | None = No
         corpus = corpora.load(title, split=split, documents=documents, seed=seed)
     numbers = list(range(len(corpus.documents)))
     return CorpusTask(f"{PREFIX}{corpus.name}", corpus, numbers, corpus.info, tokens)
-
-
-def announce(masking: Masking, module, args: tuple, kwargs: dict) -> None:
-    """A forward pre-hook that announces to `masking` a call that reads text."""
-    masking.begin("prefill", kwargs["attention_mask"].bool())

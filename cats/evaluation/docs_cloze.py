@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import datasets
 
-from cats.corpora import corpus as corpora
+from cats import corpora
 from cats.evaluation.task_list import DOCS_CLOZE
 
 CONFIG = {

@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from cats import criteria, paths
 from cats.core.accounting import Accounting, account
+from cats.corpora import Calibration
 from cats.corpora.sampled import sampled
 from cats.criteria.masking import Masking
 from cats.evaluation import tasks
 from cats.evaluation.distributed import Processes
 from cats.evaluation.hflm import MaskedHFLM
 from cats.evaluation.intervals import summarise
-from cats.evaluation.method import Calibration, Method
+from cats.evaluation.method import Method
 from cats.evaluation.result import MethodNote, Result, Sparsity, Speed
 from cats.evaluation.task import Task
 from cats.models.load import LoadedModel

@@ -143,7 +143,7 @@ class MaskedHFLM(GreedyHFLM):
 
         0 where they always are: a mask depends on the length of the whole, or the cache is a special one.
         """
-        if self.masking.whole:
+        if self.masking.whole_sequence:
             return 0
         layers = DynamicCache(config=self.model.config).layers
         if any(type(layer).__name__ not in _SHAREABLE for layer in layers):

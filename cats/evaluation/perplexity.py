@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from cats.corpora.corpus import bos_ids, encode
+from cats.corpora.batches import bos_ids, encode
 from cats.errors import CatsError
 
 _BATCH_TOKENS = 2048  # logits [2048, 152k] fp32 are 1.2 GB; larger batches are no faster on two cores

@@ -11,12 +11,13 @@ from filelock import FileLock
 
 from cats import criteria, paths
 from cats.core.accounting import account
+from cats.corpora import Calibration
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
 from cats.evaluation import plan_file, tasks
 from cats.evaluation.distributed import Processes
 from cats.evaluation.evaluator import Evaluator
-from cats.evaluation.method import Calibration, Method
+from cats.evaluation.method import Method
 from cats.evaluation.table import load_results, write_records
 from cats.models import load as model_loading
 from cats.models import memory

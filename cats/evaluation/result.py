@@ -7,8 +7,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from cats.core.thresholds import write_atomically
 from cats.errors import CatsError
+from cats.paths import write_atomically
 from cats.records.packing import pack, unpack
 
 SCHEMA = 1

@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from accelerate.state import AcceleratorState
@@ -15,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from cats.core.centred import CentredMLP
 from cats.core.config import CatsConfig
-from cats.core.sparsify import describe, restore, store_by_columns
-from cats.core.structure import find_gated_mlps, places
+from cats.core.sparsify import restore, set_quantization_config, store_by_columns
+from cats.core.structure import find_gated_mlps, sparse_mlps
 from cats.criteria import Fit
 from cats.errors import CatsError
 from cats.finetuning.recipe import Recipe
@@ -36,7 +35,7 @@ def apply(model: nn.Module, recipe: Recipe, fit: Fit | None, device: str = "cpu"
     before = next(model.parameters()).device
     if fit.runs_model:
         model.to(device)
-    replace(fit).to_train(model, recipe.sparsity)  # not `fit` itself, which would keep what undoes this model
+    fit.to_train(model, recipe.sparsity)
     model.to(before)
     for parameter in model.parameters():  # W_down by its columns is for decoding; FSDP takes no such strides
         if not parameter.is_contiguous():
@@ -104,7 +103,7 @@ class Teacher:
 
     @contextmanager
     def _unmasked(self, model: nn.Module) -> Iterator[None]:
-        modules = [module for _, _, module in places(model)]
+        modules = sparse_mlps(model)
         kept = [(module.layout, module.combine, module.prefill) for module in modules]
         for module, layout in zip(modules, self._layouts if modules else [], strict=True):
             module.layout, module.combine, module.prefill = layout, None, "dense"
@@ -119,7 +118,7 @@ def merged(model: nn.Module) -> nn.Module:
     """The plain Transformers model, adapters merged into its weights."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    for _, _, module in places(model):
+    for module in sparse_mlps(model):
         store_by_columns(module)
         if isinstance(module, CentredMLP):
             module.fold()
@@ -128,9 +127,9 @@ def merged(model: nn.Module) -> nn.Module:
 
 def note_sparsity(model: nn.Module, fit: Fit) -> None:
     """Keep the gate sparsity of each layer, as it is now, in the configuration that is saved."""
-    levels = [module.sparsity for _, _, module in places(model)]
+    levels = [module.sparsity for module in sparse_mlps(model)]
     one = levels[0] if len(set(levels)) == 1 else levels
-    describe(model, CatsConfig(one, fit.thresholds.provenance(), per=fit.thresholds.per))
+    set_quantization_config(model, CatsConfig(one, fit.thresholds.provenance(), per=fit.thresholds.per))
 
 
 def as_relu(model: nn.Module) -> nn.Module:

@@ -6,8 +6,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from cats.core.activation import ACTIVATIONS, CatsMLP, dropped, settled, unrounded
-from cats.core.structure import places
+from cats.core.activation import ACTIVATIONS, CatsMLP, dropped, replaced, unrounded
+from cats.core.structure import sparse_mlps
 
 _aten = torch.ops.aten
 # gradient of act(x) by x, from the gradient of act(x) and x
@@ -54,13 +54,13 @@ def masked_product(
 
 def attach(model: nn.Module) -> None:
     """Let the sparse MLPs of `model` mask by `masked_product` until `detach`; a dense model has none."""
-    for _, _, module in places(model):
+    for module in sparse_mlps(model):
         module.combine = partial(_combine, module)
 
 
 def detach(model: nn.Module) -> None:
     """Let the sparse MLPs mask by themselves again, where they can be observed."""
-    for _, _, module in places(model):
+    for module in sparse_mlps(model):
         module.combine = None
 
 
@@ -85,7 +85,7 @@ def _kept(activation: str, gate: Tensor, threshold: Tensor, centre: Tensor | Non
     act = ACTIVATIONS[activation]
     z = act(gate)
     drop = dropped(unrounded(act, gate, z), threshold, centre)
-    return settled(z, drop, centre), drop
+    return replaced(z, drop, centre), drop
 
 
 def _fused(function: Callable, *arguments):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from cats.core.thresholds import write_atomically
 from cats.models.fetch import sha256_of
+from cats.paths import write_atomically
 
 _SEAL = "sealed.json"
 

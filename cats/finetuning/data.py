@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cats.corpora import corpus as corpora
+from cats import corpora
 from cats.corpora.readers import read_rows
 from cats.errors import CatsError
 

@@ -4,9 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from cats.core.thresholds import write_atomically
-from cats.corpora import corpus as corpora
+from cats import corpora
 from cats.finetuning.data import ANSWERS, TEMPLATE
+from cats.paths import write_atomically
 
 SOURCES = ("python-docs", "shakespeare")  # answers no and yes
 INSTRUCTION = "Is this line from a play?"

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cats import criteria
-from cats.corpora import corpus as corpora
+from cats import corpora, criteria
 from cats.corpora import sampled
 from cats.errors import CatsError
 from cats.evaluation.distributed import Processes
@@ -93,7 +92,7 @@ class Inputs:
 
     def _calibrated(self, recipe: Recipe) -> criteria.Fit:
         if recipe.rule == "cats" and self.each.thresholds:
-            return criteria.Fit("cats", self.each.load_thresholds())
+            return criteria.ThresholdFit("cats", self.each.load_thresholds())
         loaded = self.loaded(recipe)
         text = self.batches(recipe, (CALIBRATION | self.each.calibration)["tokens"])
         with _on(loaded, self.each.device):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cats.core.activation import CatsMLP, unrounded
+from cats.core.sparsify import set_thresholds
 from cats.core.structure import cats_mlps
 from cats.core.thresholds import Thresholds
 from cats.criteria import Fit
@@ -19,14 +20,6 @@ def annealed(target: float, step: int, steps: int) -> float:
     """Gate sparsity at `step`: s (1 - (1 - step / steps)^3), s from `steps` on (Zhu and Gupta, 2017)."""
     left = max(0.0, 1 - step / steps) if steps else 0.0
     return target * (1 - left**3)
-
-
-def set_thresholds(modules: list[CatsMLP], thresholds: Tensor, targets: list[float]) -> None:
-    """Write thresholds [L] or [L, m], and the gate sparsities that they stand for, into sparse MLPs."""
-    with torch.no_grad():
-        for module, t, sparsity in zip(modules, thresholds, targets, strict=True):
-            module.threshold.copy_(t)
-            module.sparsity = sparsity
 
 
 class _StraightThrough(torch.autograd.Function):

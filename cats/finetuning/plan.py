@@ -10,10 +10,9 @@ from typing import get_type_hints
 import torch
 from transformers import AutoModelForCausalLM
 
-from cats import paths
+from cats import corpora, paths
 from cats.core.accounting import account
 from cats.core.thresholds import Thresholds
-from cats.corpora import corpus as corpora
 from cats.corpora import sampled
 from cats.corpora.readers import HUB, LOCAL
 from cats.errors import CatsError

@@ -18,7 +18,8 @@ from torch import nn
 from cats import paths
 from cats.calibration.calibrate import calibrate
 from cats.core.centred import CentredMLP
-from cats.core.structure import places
+from cats.core.sparsify import set_thresholds
+from cats.core.structure import sparse_mlps
 from cats.core.thresholds import Thresholds
 from cats.criteria import Fit
 from cats.errors import CatsError
@@ -43,7 +44,7 @@ from cats.finetuning.checkpoints import (
     write_note,
 )
 from cats.finetuning.data import TrainingText
-from cats.finetuning.learned import Anneal, LearnedThresholds, set_thresholds
+from cats.finetuning.learned import Anneal, LearnedThresholds
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.trainer import CatsTrainer
 from cats.models.load import LoadedModel, quiet_unless_terminal
@@ -142,7 +143,7 @@ def finetune(
     if trainer.args.should_save and recipe.steps:
         sweep(folder, with_best(folder / f"checkpoint-{trainer.state.global_step}"))
     if recipe.sparse and fit.thresholds is not None:
-        after["sparsity_by_layer"] = [module.sparsity for _, _, module in places(final)]
+        after["sparsity_by_layer"] = [module.sparsity for module in sparse_mlps(final)]
         note_sparsity(final, fit)
     if recipe.sparse and recipe.recalibrate and (fit.thresholds is not None or recipe.rule == "centred"):
         after |= _recalibrated(final, recipe, fit.thresholds, text, args, pad, calibration)
@@ -170,7 +171,7 @@ def _recalibrated(model, recipe: Recipe, known: Thresholds | None, text: Trainin
     """Thresholds estimated once more on the trained model as it computes, with its masks: their drift, each
     over the one trained with, minus 1, and the held-out loss with them. `known`: those so far; None for
     `centred`, where a layer's are all scaled by one factor."""
-    modules = [module for _, _, module in places(model)]
+    modules = sparse_mlps(model)
     centred = [module for module in modules if isinstance(module, CentredMLP)]
     before = torch.stack([module.threshold.clone() for module in modules])
     targets = [module.sparsity for module in modules]
@@ -181,7 +182,7 @@ def _recalibrated(model, recipe: Recipe, known: Thresholds | None, text: Trainin
     for module in centred:
         module.unfold()
     found = calibrate(model, batches, per=per, weights=weights)
-    shares = [target + module.besides for target, module in zip(targets, modules, strict=True)]
+    shares = [target + module.overhead for target, module in zip(targets, modules, strict=True)]
     renewed = found.at(shares).to(before.device)
     drift = torch.where(before > 0, renewed / before - 1, 0.0).reshape(len(modules), -1).mean(1)
     set_thresholds(modules, renewed, targets)

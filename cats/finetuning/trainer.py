@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from cats.calibration.observe import SparsityMeter
 from cats.core import compilation
-from cats.core.structure import places
+from cats.core.structure import sparse_mlps
 from cats.errors import CatsError
 from cats.finetuning import autograd
 from cats.finetuning.adapt import Teacher
@@ -190,7 +190,7 @@ class CatsTrainer(Trainer):
         labels = inputs["labels"][:, 1:]
         mask = inputs["attention_mask"]
         unwrapped = self.accelerator.unwrap_model(self.model)
-        sparse = [module for _, _, module in places(unwrapped)]
+        sparse = sparse_mlps(unwrapped)
         meter = SparsityMeter(unwrapped, per_token=True) if sparse else None
         with torch.no_grad(), self.compute_loss_context_manager(), meter or nullcontext():
             bare = {key: value for key, value in inputs.items() if key != "labels"}
@@ -210,8 +210,8 @@ class CatsTrainer(Trainer):
             right = (answers[scores.argmax(1)] == labels.gather(1, first[:, None])[:, 0]).float()
         rows = torch.stack([nats, counted.sum(1).float(), right, mask.sum(1).float()], 1)
         if meter is not None:
-            besides = torch.tensor([module.besides for module in sparse])
-            shares = (meter.per_token.T - besides).to(rows.device)  # [N, L], a row a valid token
+            overhead = torch.tensor([module.overhead for module in sparse])
+            shares = (meter.per_token.T - overhead).to(rows.device)  # [N, L], a row a valid token
             zeroed = torch.zeros(len(rows), shares.shape[1], device=rows.device)
             rows = torch.cat([rows, zeroed.index_add_(0, mask.nonzero()[:, 0], shares)], 1)
         return nats.sum() / counted.sum(), rows, rows

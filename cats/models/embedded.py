@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cats import paths
 from cats.errors import CatsError
 from cats.models.archives import SOURCES
-from cats.models.fetch import fetch, sha256_of
+from cats.models.fetch import fetch
+from cats.paths import sha256_of
 
 PROBE = "The capital of France is"
 _SCHEMA = 1

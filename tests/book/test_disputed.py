@@ -14,10 +14,11 @@ from cats.book.analysis import disputed as disputes
 from cats.book.plots import anatomy as anatomy_plots
 from cats.book.plots import disputed as disputed_plots
 from cats.book.plots import rivals as rivals_plots
+from cats.corpora import Calibration
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
 from cats.evaluation.evaluator import Evaluator
-from cats.evaluation.method import Calibration, Method
+from cats.evaluation.method import Method
 from cats.evaluation.table import AVERAGE, load_results, write_records
 from cats.records import record as records
 

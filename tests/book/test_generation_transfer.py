@@ -10,7 +10,7 @@ import torch
 import toys
 from evaluation_toys import tokenizer
 
-from cats import paths
+from cats import corpora, paths
 from cats.book.analysis import generation as maths
 from cats.book.analysis import perplexity as losses
 from cats.book.analysis import recorded, transfer
@@ -19,10 +19,9 @@ from cats.book.plots import transfer as transfer_plots
 from cats.calibration.calibrate import calibrate
 from cats.calibration.observe import SparsityMeter
 from cats.core.sparsify import restore, sparsify
-from cats.corpora import corpus as corpora
 from cats.criteria.masking import Policy
 from cats.criteria.online import OnlineFit
-from cats.criteria.rule import Fit
+from cats.criteria.rule import ThresholdFit
 from cats.errors import CatsError
 from cats.evaluation.perplexity import document_nll
 
@@ -108,7 +107,7 @@ def test_reading_is_document_nll_and_counts_what_is_zeroed(model, thresholds):
     expected = document_nll(model, tokenizer(), texts, tokens_per_document=40, max_length=64)
     assert dense.by_layer is None
     pd.testing.assert_frame_equal(dense.scores, expected, rtol=1e-5)
-    options = {"fit": Fit("cats", thresholds), "sparsity": 0.5, "tokens": 40, "max_length": 64}
+    options = {"fit": ThresholdFit("cats", thresholds), "sparsity": 0.5, "tokens": 40, "max_length": 64}
     found = transfer.read(model, tokenizer(), texts, **options)
     sparsify(model, thresholds, 0.5)
     with SparsityMeter(model) as meter:
@@ -130,7 +129,7 @@ def test_reading_is_document_nll_and_counts_what_is_zeroed(model, thresholds):
 def test_thresholds_that_are_corrected_come_nearer_to_the_target(model, thresholds):
     """Calibrated on random tokens; a long text of few letters zeroes another share."""
     options = {"sparsity": 0.7, "tokens": 80, "max_length": 128}
-    fits = Fit("cats", thresholds), OnlineFit("online", thresholds)
+    fits = ThresholdFit("cats", thresholds), OnlineFit("online", thresholds)
     once, often = (
         [transfer.read(model, tokenizer(), documents, fit=fit, **options) for fit in fits]
         for documents in (DOCUMENTS[:1], DOCUMENTS * 10)

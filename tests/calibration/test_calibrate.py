@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 from toys import FAMILIES, batches, constant_thresholds, tokens, toy
 
 import cats.calibration.checkpoint
-from cats import CatsError, SparsityMeter, calibrate, cats_mlps, sparsify
-from cats.calibration.calibrate import FOLDS, neuron_means
+from cats import CatsError, SparsityMeter, calibrate, cats_mlps, corpora, sparsify
+from cats.calibration.calibrate import FOLDS
 from cats.calibration.histogram import Binning, count, quantiles, shares_below
 from cats.calibration.observe import Observation
-from cats.corpora import corpus as corpora
 
 SPARSITIES = [k / 20 for k in range(1, 20)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -171,26 +170,6 @@ def test_weights_scale_each_neuron():
             scaled = torch.quantile((z * weights[layer]).flatten()[:: max(1, z.numel() // 10**6)], s)
             assert float((t[layer] * weights[layer])[1:].mean()) == pytest.approx(float(scaled), rel=0.02)
             assert abs(float((z < t[layer]).double().mean()) - s) <= thresholds.grid_error
-
-
-def test_means_of_both_factors():
-    model = toy("phi3")
-    text = batches()
-    means = neuron_means(model, text, progress=False)
-    for layer, z in enumerate(activations(model, text)):
-        torch.testing.assert_close(means.z[layer], z.double().mean(0), rtol=1e-5, atol=1e-7)
-    ups = []
-    sparsify(model, constant_thresholds(model), 0.0)
-
-    def see(layer, module, z, up):
-        if layer == 1:
-            ups.append(up)
-
-    with Observation(model, see), torch.no_grad():
-        for batch in text:
-            model(**batch)
-    torch.testing.assert_close(means.up[1], torch.cat(ups).abs().double().mean(0), rtol=1e-5, atol=1e-7)
-    assert means.tokens == len(torch.cat(ups))
 
 
 def test_padding_is_not_seen_on_either_side(llama):

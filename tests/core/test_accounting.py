@@ -28,12 +28,6 @@ NEEDED = {  # gate sparsity for 25, 40 and 50 % model-level; None: out of reach
     "mistral-7b": (0.46, 0.74, 0.93),
     "qwen2.5-7b": (0.43, 0.69, 0.86),
 }
-ALL_LINEAR = {  # bound of methods on every linear layer, at 25, 40, 50 and 65 %
-    "llama-2-7b": (1.33, 1.65, 1.96, 2.76),
-    "llama-3-8b": (1.30, 1.59, 1.87, 2.53),
-    "mistral-7b": (1.33, 1.65, 1.96, 2.76),
-    "qwen2.5-7b": (1.30, 1.59, 1.86, 2.50),
-}
 
 
 @pytest.mark.parametrize("name", MODEL_LEVEL)
@@ -49,9 +43,6 @@ def test_published_conversions(name):
         else:
             assert shape.gate_sparsity(level) == pytest.approx(needed, abs=0.0051)
             assert shape.model_sparsity(shape.gate_sparsity(level)) == pytest.approx(level)
-    for level, bound in zip((0.25, 0.40, 0.50, 0.65), ALL_LINEAR[name], strict=True):
-        # within one of the last digit: Llama-2-7B at 25 % is 1.3246
-        assert shape.all_linear_speedup_bound(level) == pytest.approx(bound, abs=0.01)
 
 
 # The same in the paper's fact sheet, for the models of its figures.
@@ -79,7 +70,6 @@ def test_llama_2_7b_by_hand():
     assert shape.head_weights == d * vocabulary
     assert shape.bytes_per_token() == 2 * (layers * (3 * d * m + 4 * d * d) + d * vocabulary)
     assert shape.bytes_per_token(0.5) == shape.bytes_per_token() - 2 * layers * d * m
-    assert shape.flops_per_token() == shape.bytes_per_token()
     assert shape.mlp_speedup_bound(0.5) == pytest.approx(1.5) and shape.mlp_speedup_bound(1) == pytest.approx(
         3
     )

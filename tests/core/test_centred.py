@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from cats import CatsError, SparsityMeter, calibrate, criteria, restore, sparsify
 from cats.core.centred import CentredMLP
-from cats.criteria import refit_centred, sited
+from cats.core.structure import find_gated_mlps
+from cats.criteria import refit_centred
 from cats.criteria.masking import Masking, Policy
 from cats.criteria.sites import attached
 from cats.decoding import attention
@@ -68,7 +69,7 @@ def test_a_fitted_matrix_is_built_in_as_it_is_evaluated(family, centres):
     model, fit = fitted(family, "refit-centred")
     dense = logits(model)
     expected = logits(fit.apply(model, 0.4))
-    assert all(site.beside is not None for site in attached(model))
+    assert all(site.bypass is not None for site in attached(model))
     assert torch.equal(logits(fit.undo(model)), dense)
     torch.testing.assert_close(logits(fit.install(model, 0.4)), expected, rtol=1e-3, atol=1e-3)
     assert sum(isinstance(module, CentredMLP) for module in model.modules()) == 3
@@ -76,7 +77,7 @@ def test_a_fitted_matrix_is_built_in_as_it_is_evaluated(family, centres):
 
 def test_the_matrix_is_the_ridge_regression_of_what_is_lost(centres):
     model, fit = fitted(rule="refit-centred")
-    mlp, gate, _, _ = sited.parts(model)[0]
+    mlp = find_gated_mlps(model)[0]
     seen = []
     hook = mlp.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for batch in batches():
@@ -88,7 +89,7 @@ def test_the_matrix_is_the_ridge_regression_of_what_is_lost(centres):
     with torch.no_grad():
         for x in xs:
             wanted = mlp.module(x)
-            site = fit.owner.of(mlp, gate, fit.state, 0.4, True)
+            site = fit.definition.site(mlp, fit.state, 0.4, centred=True)
             site.attach()
             lost = wanted - mlp.module(x)
             site.detach()
@@ -99,7 +100,7 @@ def test_the_matrix_is_the_ridge_regression_of_what_is_lost(centres):
         moments += refit_centred.RIDGE * moments.diagonal().diag()
         expected = torch.linalg.solve(moments, cross)
     found = attached(fit.apply(model, 0.4))[0]
-    torch.testing.assert_close(found.beside[1], expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.bypass.matrix, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_tokens_that_are_not_masked_get_no_matrix(centres):
@@ -118,7 +119,7 @@ def test_a_matrix_that_does_not_pay_is_left_out():
     assert not refit_centred._pays(torch.ones(3), torch.ones(3))
     model, fit = fitted(rule="refit-centred")
     fit.apply(model, 0.95)
-    assert {site.extra for site in attached(model)} == {0}
+    assert {site.weights_added for site in attached(model)} == {0}
 
 
 def test_layers_without_centres_have_none():

@@ -100,7 +100,7 @@ def sparse(request, tmp_path):
         sparsify(model, constant_thresholds(model), 0.5)
     else:
         vectors = [torch.full((80,), 0.1)] * 3
-        centre(model, vectors, vectors, 0.5, more=[None] * 3, calibrated={})
+        centre(model, vectors, vectors, 0.5, added=[None] * 3, calibrated={})
     model.save_pretrained(tmp_path)
     assert kinds(AutoModelForCausalLM.from_pretrained(tmp_path))
     return tmp_path

@@ -9,7 +9,7 @@ import torch
 from toys import batches, constant_thresholds, toy
 
 from cats import CatsError, Thresholds, calibrate, paths
-from cats.core.thresholds import write_atomically
+from cats.paths import write_atomically
 
 
 def by_hand(**changes) -> Thresholds:

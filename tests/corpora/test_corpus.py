@@ -11,8 +11,7 @@ import pytest
 import torch
 from toys import Characters
 
-from cats import CatsError, paths
-from cats.corpora import corpus as corpora
+from cats import CatsError, corpora, paths
 from cats.corpora import readers
 from cats.models import fetch
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cats.corpora import corpus as corpora
+from cats import corpora
 from cats.corpora.readers import read_rows
 from cats.errors import CatsError
 from cats.finetuning.data import examples

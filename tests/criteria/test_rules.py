@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from cats import criteria
+from cats.calibration.blocks import block_inputs
 from cats.calibration.calibrate import calibrate
 from cats.calibration.observe import Observation, SparsityMeter
 from cats.core.accounting import account
@@ -105,10 +106,13 @@ def test_cats_is_the_quantile_of_z(model, text):
         assert (z.abs() < fit.thresholds.at(0.4)[layer]).float().mean() == pytest.approx(0.4, abs=0.002)
 
 
-def test_chess_divides_the_layers_threshold_by_mean_up(model, text):
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_chess_divides_the_layers_threshold_by_mean_up(family, text):
+    model = toys.toy(family)
     fit = criteria.rule("chess").calibrate(model, text, progress=False)
     for layer, (z, up) in enumerate(factors(model, text)):
         weights = up.abs().mean(0)
+        torch.testing.assert_close(fit.thresholds.scale[layer], weights, rtol=1e-5, atol=1e-7)
         expected = torch.quantile((z.abs() * weights).flatten(), 0.4) / weights
         torch.testing.assert_close(fit.thresholds.at(0.4)[layer], expected, rtol=0.01, atol=0)
 
@@ -161,8 +165,8 @@ def test_one_threshold_for_all_layers_allocates(model):
     assert fisher.one_threshold(thresholds, 0.0) == [0.0] * 6
 
 
-def test_settled_shares_have_the_mean():
-    shares = fisher.settled(torch.tensor([0.0, 0.2, 0.99]), 0.5)
+def test_shifted_shares_have_the_mean():
+    shares = allocated.shifted_to_mean(torch.tensor([0.0, 0.2, 0.99]), 0.5)
     assert sum(shares) / 3 == pytest.approx(0.5)
     assert shares[0] < shares[1] < shares[2] == pytest.approx(0.995)
 
@@ -179,7 +183,7 @@ def test_equal_layers_get_equal_sparsity_and_sensitive_ones_less():
 def test_curves_go_through_powers_of_the_odds():
     levels = torch.tensor(allocated.LEVELS, dtype=torch.float64)
     odds = levels / (1 - levels)
-    scales, exponents = allocated._curves(torch.stack([0.1 * odds**1.5, 0.02 * odds**3]))
+    scales, exponents = allocated.curves(torch.stack([0.1 * odds**1.5, 0.02 * odds**3]))
     assert scales.tolist() == pytest.approx([0.1, 0.02])
     assert exponents.tolist() == pytest.approx([1.5, 3.0])
 
@@ -274,7 +278,7 @@ def test_wanda_norms_leave_padding_out_and_see_pruned_blocks(model):
     with torch.no_grad():
         model(**text[0])
         hook.remove()
-        states = pruning.block_inputs(model, model.model.layers, text)
+        states = block_inputs(model, model.model.layers, text)
         norms = pruning._norms(model.model.layers[0], states, 0)
         expected = inputs["x"][text[0]["attention_mask"].bool()].pow(2).sum(0).sqrt()
         torch.testing.assert_close(norms["self_attn.q_proj"], expected)

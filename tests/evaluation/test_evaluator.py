@@ -9,10 +9,11 @@ import toys
 from evaluation_toys import evaluator, loaded, mirrors
 
 from cats import paths
+from cats.corpora import Calibration
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
 from cats.evaluation.evaluator import Evaluator
-from cats.evaluation.method import Calibration, Method, methods
+from cats.evaluation.method import Method, methods
 from cats.evaluation.result import Result
 from cats.evaluation.table import load_results, results_table, write_records
 from cats.records import packing

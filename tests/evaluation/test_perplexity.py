@@ -140,8 +140,7 @@ def test_interval_of_different_documents_is_refused():
 
 
 def test_sparsity_costs_likelihood_on_the_embedded_model(smollm):
-    from cats import Thresholds, paths, restore
-    from cats.corpora import corpus as corpora
+    from cats import Thresholds, corpora, paths, restore
 
     texts = corpora.load(split="test").documents[:3]
     options = dict(tokens_per_document=120, max_length=128, progress=False)

@@ -6,8 +6,7 @@ import evaluation_toys
 import pytest
 from finetuning_toys import TOY, read, sentences
 
-from cats import criteria
-from cats.corpora import corpus as corpora
+from cats import corpora, criteria
 from cats.finetuning import Recipe, finetune
 
 

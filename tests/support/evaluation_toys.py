@@ -10,8 +10,8 @@ from toys import VOCABULARY, constant_thresholds, toy
 from transformers import PreTrainedTokenizerFast
 
 from cats.core.sparsify import sparsify
+from cats.corpora import Calibration
 from cats.evaluation.evaluator import Evaluator
-from cats.evaluation.method import Calibration
 from cats.models.load import LoadedModel
 
 LENGTH = 1024  # tokens that a model reads: a prompt of gsm8k and its answer

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from evaluation_toys import loaded, mirrors
 
+from cats.corpora import Calibration
 from cats.criteria.masking import Policy
 from cats.evaluation.evaluator import Evaluator
 from cats.evaluation.intervals import summarise
-from cats.evaluation.method import Calibration, methods
+from cats.evaluation.method import methods
 from cats.evaluation.result import Result
 from cats.evaluation.table import load_results, write_records
 

@@ -4,7 +4,6 @@ together, and what a budget of perplexity allows."""
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
@@ -16,8 +15,8 @@ from cats.core.accounting import account
 from cats.core.structure import find_gated_mlps
 from cats.criteria import Fit
 from cats.criteria.masking import Masking
+from cats.criteria.rule import applied
 from cats.errors import CatsError
-from cats.evaluation.corpus_task import announce
 from cats.evaluation.perplexity import document_nll, perplexity
 
 CHUNKS = (1, 2, 4, 8, 16, 32)
@@ -151,17 +150,9 @@ def budgeted_sparsity(
 
 
 def _scored(model, tokenizer, fit: Fit, sparsity: float, documents, options: dict) -> dict:
-    fit.apply(model, sparsity)
-    try:
-        with Masking(model, steer=fit.steer(sparsity)) as masking:
-            hook = model.register_forward_pre_hook(partial(announce, masking), with_kwargs=True)
-            try:
-                scores = document_nll(model, tokenizer, documents, **options)
-            finally:
-                hook.remove()
+    with applied(model, fit, sparsity) as masking, masking.announcing():
+        scores = document_nll(model, tokenizer, documents, **options)
         realised = masking.realised()["prefill"]
-    finally:
-        fit.undo(model)
     return {
         "sparsity": sparsity,
         "perplexity": perplexity(scores)["perplexity"],

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
 
 from cats.criteria import Fit
-from cats.criteria.masking import Masking
+from cats.criteria.rule import applied
 from cats.evaluation import intervals
-from cats.evaluation.corpus_task import announce
 from cats.evaluation.perplexity import document_nll
 
 _KINDS = {"cats": "fixed", "online": "online"}  # by rule: what tables and figures call the thresholds
@@ -44,31 +42,15 @@ def read(
     does so between two of them. The model is dense afterwards. Raises CatsError as `document_nll` and
     `fit.apply` do.
     """
-    if fit is not None:
-        fit.apply(model, sparsity)
-    steer = None if fit is None else fit.steer(sparsity)
-    groups = [list(documents)] if steer is None else [[text] for text in documents]
     scores = []
-    try:
-        with Masking(model, steer=steer) as masking:
-            hook = model.register_forward_pre_hook(partial(announce, masking), with_kwargs=True)
-            try:
-                for number, group in enumerate(groups):
-                    part = document_nll(
-                        model,
-                        tokenizer,
-                        group,
-                        max_length=max_length,
-                        tokens_per_document=tokens,
-                        progress=False,
-                    )
-                    scores.append(part.assign(document=part.document + number))
-            finally:
-                hook.remove()
-            realised = masking.realised()
-    finally:
-        if fit is not None:
-            fit.undo(model)
+    with applied(model, fit, sparsity) as masking, masking.announcing():
+        groups = [list(documents)] if masking.steer is None else [[text] for text in documents]
+        for number, group in enumerate(groups):
+            part = document_nll(
+                model, tokenizer, group, max_length=max_length, tokens_per_document=tokens, progress=False
+            )
+            scores.append(part.assign(document=part.document + number))
+        realised = masking.realised()
     shares = torch.tensor(realised["prefill"]["by_layer"], dtype=torch.float64) if realised else None
     return Reading(pd.concat(scores, ignore_index=True), shares)
 
