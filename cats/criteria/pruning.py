@@ -36,7 +36,7 @@ class PrunedFit(Fit):
         if not 0 <= sparsity < 1:
             raise CatsError(f"Sparsity {sparsity!r} is outside [0, 1): it is the share of weights to drop.")
         layers = blocks(model)
-        states = block_inputs(model, layers, self.batches)
+        states = block_inputs(model, layers, self.batches) if self.batches else []
         bar = tqdm(layers, desc="pruning", unit="block", disable=None if self.progress else True)
         for number, block in enumerate(bar):
             norms = _norms(block, states, number)
