@@ -35,7 +35,8 @@ def describe_by_modules(model: nn.Module) -> None:
     dense = [mlp.name for mlp in find_gated_mlps(model) if not isinstance(mlp.module, CatsMLP)]
     if dense:
         raise CatsError(
-            f"{len(dense)} gated MLPs of this model are dense (such as {dense[0]}) and {len(modules)} sparse, "
+            f"{len(dense)} gated MLPs of this model are dense (such as {dense[0]}) "
+            f"and {len(modules)} sparse, "
             "which a saved model cannot tell apart: sparsify the whole model, or save the part alone."
         )
     calibrated = next((config.thresholds for config in _configs(model)), {})

@@ -21,7 +21,7 @@ from cats.core.centred import CentredMLP
 from cats.core.sparsify import set_thresholds
 from cats.core.structure import sparse_mlps
 from cats.core.thresholds import Thresholds
-from cats.criteria import Fit
+from cats.criteria import Fit, ThresholdFit
 from cats.errors import CatsError
 from cats.finetuning.adapt import (
     Teacher,
@@ -142,11 +142,12 @@ def finetune(
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save and recipe.steps:
         sweep(folder, with_best(folder / f"checkpoint-{trainer.state.global_step}"))
-    if recipe.sparse and fit.thresholds is not None:
+    thresholds = fit.thresholds if isinstance(fit, ThresholdFit) else None
+    if thresholds is not None:
         after["sparsity_by_layer"] = [module.sparsity for module in sparse_mlps(final)]
         note_sparsity(final, fit)
-    if recipe.sparse and recipe.recalibrate and (fit.thresholds is not None or recipe.rule == "centred"):
-        after |= _recalibrated(final, recipe, fit.thresholds, text, args, pad, calibration)
+    if recipe.sparse and recipe.recalibrate and (thresholds is not None or recipe.rule == "centred"):
+        after |= _recalibrated(final, recipe, thresholds, text, args, pad, calibration)
     return Trained(points, after, final, True)
 
 

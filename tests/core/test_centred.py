@@ -39,7 +39,7 @@ def logits_of(model, batch):
 def centres(monkeypatch):
     """Centres in all layers but the second, whatever is nearer: random weights rarely want them."""
     rule = type(criteria.rule("centred"))
-    monkeypatch.setattr(rule, "nearer", lambda self, mlp, gate, state, sparsity: mlp.layer != 1)
+    monkeypatch.setattr(rule, "gains", lambda self, mlp, state, sparsity: mlp.layer != 1)
     monkeypatch.setattr(refit_centred, "_pays", lambda lost, without: True)
 
 

@@ -60,7 +60,7 @@ def run(loaded, text, fit, batches, tmp_path):
 def centred_everywhere(monkeypatch):
     """Centres in every layer: random weights rarely want them."""
     rule = type(criteria.rule("centred"))
-    monkeypatch.setattr(rule, "nearer", lambda self, mlp, gate, state, sparsity: True)
+    monkeypatch.setattr(rule, "gains", lambda self, mlp, state, sparsity: True)
 
 
 @pytest.fixture
