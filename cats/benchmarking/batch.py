@@ -41,7 +41,7 @@ def measure(options: Namespace) -> None:
             bench.best = best = bench.best or best
             bench.sparse(sparsity, VARIANTS)
             rows += bench.rows
-    workload.record("mlp_latency", options, rows, model, data, started)
+    workload.record("mlp_latency", options, rows, model, data, started, ops=workload.mlp_ops(options.rows))
 
 
 def kinds(options) -> list:

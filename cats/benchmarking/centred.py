@@ -67,7 +67,10 @@ def measure(options: Namespace) -> None:
             measure_centred(bench, around, sparsity)
         data = {"seed": options.seed}
         model = {"id": "one gated MLP", "weights": "random"}
-        workload.record("mlp_latency", options, bench.rows, model, data, started, suffix=f"centred {shape}")
+        workload.record(
+            "mlp_latency", options, bench.rows, model, data, started,
+            ops=[*workload.mlp_ops([1]), "centred"], suffix=f"centred {shape}",
+        )  # fmt: skip
 
 
 def with_centres(layer: workload.Layer) -> CentredLayer:

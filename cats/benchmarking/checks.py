@@ -22,6 +22,7 @@ from cats.benchmarking import workload
 from cats.errors import CatsError
 
 FILES = ["tests/interpreted", "tests/kernels/test_gpu.py"]
+OPS = ("one_row", "few_rows", "batch", "decoding")  # that they test
 TOOLS = ("plain", "memcheck", "racecheck")
 UNDER_SANITIZER = "odd_and_even or given_masks or attention_equals"
 
@@ -39,7 +40,7 @@ def measure(options: Namespace) -> None:
         for test in here:
             if test["outcome"] == "failed":
                 print(f"  {test['test']}: {test['message']}")
-    workload.record("checks", options, rows, {"id": "the tests of the kernels"}, {}, started)
+    workload.record("checks", options, rows, {"id": "the tests of the kernels"}, {}, started, ops=OPS)
 
 
 def checked(tool: str, options: Namespace) -> list[dict]:

@@ -106,8 +106,8 @@ def measure(options: Namespace) -> None:
         started = time.time()
         model = {"id": "one gated MLP", "weights": "random"}
         rows = latency(options)
-        workload.record("mlp_latency", options, rows, model, {"seed": options.seed}, started)
+        workload.record("mlp_latency", options, rows, model, {"seed": options.seed}, started, ops=["cpu"])
     for name in options.models:
         started = time.time()
         rows, model, data = decode(name, options)
-        workload.record("decode", options, rows, model, data, started, suffix=name)
+        workload.record("decode", options, rows, model, data, started, ops=["cpu"], suffix=name)

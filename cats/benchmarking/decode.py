@@ -269,6 +269,9 @@ def measure(options: Namespace) -> None:
         bench.sparse()
         for row in bench.rows:
             row["speedup_over_best_dense"] = row["tokens_per_s"] / bench.best[row["new_tokens"]]
-        workload.record("decode", options, bench.rows, bench.info, bench.data, started, suffix=name)
+        workload.record(
+            "decode", options, bench.rows, bench.info, bench.data, started,
+            ops=[*workload.mlp_ops([1]), "decoding"], suffix=name,
+        )  # fmt: skip
         del bench
         gc.collect()

@@ -44,7 +44,7 @@ def measure(options: Namespace) -> None:
             bench.layers = layers
             bench.sparse(sparsity, options.variants)
         rows += bench.rows
-    workload.record("mlp_latency", options, rows, model, data, started)
+    workload.record("mlp_latency", options, rows, model, data, started, ops=workload.mlp_ops([1]))
 
 
 def random_workload(shape: str, options, device):

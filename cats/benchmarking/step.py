@@ -27,7 +27,10 @@ def measure(options: Namespace) -> None:
         for sparsity in options.sparsity:
             sparsify(bench.model, thresholds, sparsity)
             rows += profile(bench, sparsity)
-        workload.record("decode_step", options, rows, bench.info, bench.data, started, suffix=name)
+        workload.record(
+            "decode_step", options, rows, bench.info, bench.data, started,
+            ops=[*workload.mlp_ops([1]), "decoding"], suffix=name,
+        )  # fmt: skip
 
 
 def profile(bench: decode.Bench, sparsity: float) -> list[dict]:

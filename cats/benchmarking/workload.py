@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cats_kernels import reference
+from cats_kernels import few, reference
 from torch import Tensor
 
 from cats import paths
@@ -168,9 +168,12 @@ def chosen(what: str, names: Sequence[str] | None, known: Iterable[str]) -> list
 
 def record(
     experiment: str, options: Namespace, rows: list[dict], model: dict, data: dict, started: float, *,
-    suffix: str = "",
+    ops: Iterable[str] = (), suffix: str = "",
 ) -> None:  # fmt: skip
-    """Write the record `<device or --slug>[-suffix]`, unless this was a dry run, and say where it is."""
+    """Write the record `<device or --slug>[-suffix]`, unless this was a dry run, and say where it is.
+
+    `ops`: the names, of `cats.records.identity.OPS`, that were measured.
+    """
     if options.quick and options.output is None:
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -184,9 +187,17 @@ def record(
         parameters["models"] = [paths.without_folders(name) for name in parameters["models"]]
     path = records.write(
         experiment, slug, parameters=parameters, rows=rows, model=model, data=data, started=started,
-        folder=Path(options.output) if options.output else None,
+        ops=tuple(ops), folder=Path(options.output) if options.output else None,
     )  # fmt: skip
     print(f"Record: {path.name}")
+
+
+def mlp_ops(batches: Iterable[int]) -> list[str]:
+    """The ops of `cats.records.identity` that the sparse MLP runs on this machine for these batch sizes."""
+    if not torch.cuda.is_available():
+        return ["cpu"]
+    known = {1: "one_row", **dict.fromkeys(range(2, few.MOST_ROWS + 1), "few_rows")}
+    return sorted({known.get(batch, "batch") for batch in batches})
 
 
 def device_or_quick(quick: bool) -> torch.device:

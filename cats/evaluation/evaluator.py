@@ -23,6 +23,7 @@ from cats.evaluation.method import Method
 from cats.evaluation.result import MethodNote, Result, Sparsity, Speed
 from cats.evaluation.task import Task
 from cats.models.load import LoadedModel
+from cats.records import origin
 
 
 class Evaluator:
@@ -78,6 +79,7 @@ class Evaluator:
         """
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.check(names, wanted)
+        self._origin, self._begun = origin.begin(seed=self.seed), time.perf_counter()
         paths = {(each, name): self.path(each, name) for each in wanted for name in names}
         with tqdm(total=len(paths), unit="task", disable=None if progress else True) as bar:
             for method in wanted:
@@ -231,6 +233,7 @@ class Evaluator:
             speed=Speed(tokens=tokens, seconds=round(seconds, 3), tokens_per_s=round(tokens / seconds, 1)),
             texts=answers.texts,
             asked=answers.questions,
+            origin=origin.ended(self._origin, time.perf_counter() - self._begun),
         )
 
     def _sparsity(self, method: Method, fit, realised: dict, counted: dict) -> Sparsity:

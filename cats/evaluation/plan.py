@@ -115,7 +115,6 @@ def execute(
         stamp = folder / "recorded"
         if processes.agree(stamp.exists()):
             continue
-        begun = time.time()
         device = processes.device if processes.size > 1 else run.device
         if so_far and not torch.cuda.is_available():
             device = "cpu"
@@ -141,19 +140,17 @@ def execute(
         if processes.leads and (whole or (so_far and len(done) > 1)):
             with FileLock(folder / "claims" / "record.lock"):
                 if not stamp.exists():
-                    _record(evaluator, replace(run, methods=done), begun, records)
+                    _record(evaluator, replace(run, methods=done), records)
                     if whole:
                         stamp.touch()
         del evaluator, loaded
     return complete
 
 
-def _record(evaluator: Evaluator, run: Run, begun: float, folder: Path | None) -> None:
+def _record(evaluator: Evaluator, run: Run, folder: Path | None) -> None:
     files = [evaluator.path(method, name) for method in run.methods for name in run.tasks]
     parameters = describe(run)
-    for path in write_records(
-        load_results(files), run.record, parameters=parameters, started=begun, folder=folder
-    ):
+    for path in write_records(load_results(files), run.record, parameters=parameters, folder=folder):
         print(f"Wrote {path}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cats.errors import CatsError
 from cats.paths import write_atomically
+from cats.records.origin import Origin
 from cats.records.packing import pack, unpack
 
 SCHEMA = 1
@@ -70,6 +71,7 @@ class Result:
     speed: Speed
     texts: list[str] | None = None  # what was generated
     asked: list[str] | None = None  # the last question of each prompt
+    origin: Origin | None = None  # of the run that scored it; None in files of earlier versions
 
     def save(self, path: Path) -> None:
         """Write the whole result under its name at once: no reader ever sees a part of it."""

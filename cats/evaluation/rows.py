@@ -37,6 +37,7 @@ class MethodColumns(TypedDict, total=False):
     dense_steps_per_token: float
     policy: dict | None
     tokens_per_s: float
+    origins: list[dict]  # of the runs that it comes from
 
 
 class AnswerRow(MethodColumns, total=False):
@@ -155,6 +156,7 @@ def average(results: list[Result], dense: Sequence[Result | None]) -> AnswerRow 
         "delta_acc": None,
         "delta_low": None,
         "delta_high": None,
+        "origins": [one.origin for one in chosen if one.origin],
         "tokens_per_s": sum(one.speed["tokens"] for one in chosen)
         / sum(one.speed["seconds"] for one in chosen),
     }
@@ -246,6 +248,7 @@ def _common(result: Result) -> dict:
         **_corrections(result),
         "policy": result.method["policy"],
         "tokens_per_s": result.speed["tokens_per_s"],
+        "origins": [result.origin] if result.origin else [],
     }
 
 

@@ -38,7 +38,7 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def write_records(
-    results: Sequence[Result], slug: str, *, parameters: dict, started: float, folder: Path | None = None
+    results: Sequence[Result], slug: str, *, parameters: dict, folder: Path | None = None
 ) -> list[Path]:
     """Write a record of each experiment that the results belong to; returns their paths.
 
@@ -69,7 +69,6 @@ def write_records(
                 rows=part,
                 model=results[0].model,
                 data={"tasks": unique},
-                started=started,
                 folder=folder,
             )
         )

@@ -19,6 +19,7 @@ from cats.finetuning.inputs import Inputs
 from cats.finetuning.plan import Comparison
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.run import finetune
+from cats.records import origin
 from cats.records import record as records
 
 
@@ -40,14 +41,13 @@ def execute(
         raise CatsError("The plan is for a GPU and PyTorch sees none here: set its device to cpu.")
     complete = True
     for each in wanted:
-        started = time.time()
         folder = output / each.record
         with folders.alone(folder, processes):
             done, about = _run_all(each, folder, processes, deadline)
             complete = complete and len(done) == len(each.recipes)
             place = records_folder or output
             if processes.leads and done and not table.recorded(each, done, place):
-                path = table.record(each, done, about, started, place)
+                path = table.record(each, done, about, place)
                 runs = [found["after"] for _, found in done]
                 print(*table.ends(table.rows(each.model, done), runs), f"Wrote {path}", sep="\n")
     return complete
@@ -55,11 +55,10 @@ def execute(
 
 def here(each: Comparison, folder: Path) -> records.Record:
     """Run one comparison now, to its end, and return its record, in `folder`: the live half of a chapter."""
-    started = time.time()
     processes = Processes(0, 1, each.device)
     with folders.alone(folder / each.record, processes):
         done, about = _run_all(each, folder / each.record, processes, None)
-    table.record(each, done, about, started, folder)
+    table.record(each, done, about, folder)
     return records.read("finetuning", folder=folder, slug=each.record)
 
 
@@ -85,6 +84,7 @@ def _run_all(
             )
         loaded = inputs.loaded(recipe)
         inputs.about(recipe)
+        begun, own = time.perf_counter(), origin.begin(seed=recipe.seed)
         trained = finetune(
             loaded,
             recipe,
@@ -97,10 +97,11 @@ def _run_all(
             minutes=left,
             zero_shot=_zero_shot(each, loaded.tokenizer, recipe, processes),
         )
+        runs = folders.origins(place, origin.ended(own, time.perf_counter() - begun), processes)
         if not trained.finished:
             break
         if processes.leads:
-            known = folders.keep(place, recipe, trained, loaded.tokenizer, model=each.save)
+            known = folders.keep(place, recipe, trained, loaded.tokenizer, model=each.save, origins=runs)
         done.append((recipe, known))
         del trained
         gc.collect()  # a trainer refers to itself: its weights would be there while the next run is measured

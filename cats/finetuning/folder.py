@@ -14,8 +14,9 @@ from cats.evaluation.distributed import Processes
 from cats.finetuning.checkpoints import read_note, write_note
 from cats.finetuning.recipe import Recipe
 from cats.finetuning.run import Trained, save
+from cats.records.origin import Origin
 
-_RESULT, _MODEL = "result.json", "model"
+_RESULT, _MODEL, _ORIGINS = "result.json", "model", "origins.json"
 
 
 @contextmanager
@@ -59,7 +60,17 @@ def result(folder: Path, recipe: Recipe, *, model: bool) -> dict:
     return {}
 
 
-def keep(folder: Path, recipe: Recipe, trained: Trained, tokenizer, *, model: bool) -> dict:
+def origins(folder: Path, own: Origin, processes: Processes) -> list[Origin]:
+    """Those of all the runs that a curve took, the one that ends here behind the earlier ones; kept."""
+    runs = [*read_note(folder / _ORIGINS).get("runs", []), own]
+    if processes.leads:
+        write_note(folder / _ORIGINS, {"runs": runs})
+    return runs
+
+
+def keep(
+    folder: Path, recipe: Recipe, trained: Trained, tokenizer, *, model: bool, origins: list[Origin]
+) -> dict:
     """Keep the model where it is asked for, then note the run as finished; returns the note."""
     if model:
         temporary, former = (folder / f".{name}-{os.getpid()}.tmp" for name in (_MODEL, "former"))
@@ -76,6 +87,7 @@ def keep(folder: Path, recipe: Recipe, trained: Trained, tokenizer, *, model: bo
         "model_steps": recipe.steps if model else None,
         "points": trained.points,
         "after": trained.after,
+        "origins": origins,
     }
     write_note(folder / _RESULT, found)
     return found

@@ -25,8 +25,9 @@ def recorded(each: Comparison, done: list, folder: Path) -> bool:
     return False
 
 
-def record(each: Comparison, done: list, info: dict, started: float, folder: Path) -> Path:
+def record(each: Comparison, done: list, info: dict, folder: Path) -> Path:
     """Write the record of finished runs and return its path."""
+    runs = {(recipe.method, recipe.seed): found.get("origins", []) for recipe, found in done}
     parameters = {
         **each.recipes[0].describe(),
         "methods": list(dict.fromkeys(recipe.method for recipe, _ in done)),
@@ -39,10 +40,12 @@ def record(each: Comparison, done: list, info: dict, started: float, folder: Pat
         "finetuning",
         each.record,
         parameters=parameters,
-        rows=rows(each.model, done),
+        rows=[
+            {**row, "origins": runs[row["method"].removesuffix(" recalibrated"), row["seed"]]}
+            for row in rows(each.model, done)
+        ],
         model=info["model"],
         data=info["data"],
-        started=started,
         folder=folder,
     )
 

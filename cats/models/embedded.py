@@ -29,11 +29,13 @@ class Embedded:
 
     A 4-bit GGUF weight is scale · integer + offset in fp32. float32 on disk keeps it exactly; bfloat16 on
     disk equals loading the GGUF in bfloat16, at half the size. `probe`: the token ids of PROBE.
+    `read_from`: the kind of file that the weights come from.
     """
 
     dtype: torch.dtype
     config: dict
     probe: tuple[int, ...]
+    read_from: str
     licence_opt_in: bool = False
 
 
@@ -41,6 +43,7 @@ EMBEDDED = {
     "smollm2-135m-instruct": Embedded(
         dtype=torch.float32,
         probe=(504, 3575, 282, 4649, 314),
+        read_from="Q4_1 GGUF",
         config=dict(
             model_type="llama",
             hidden_size=576,
@@ -61,6 +64,7 @@ EMBEDDED = {
     "qwen2.5-coder-1.5b-instruct": Embedded(
         dtype=torch.bfloat16,
         probe=(785, 6722, 315, 9625, 374),
+        read_from="Q4_K_M GGUF",
         config=dict(
             model_type="qwen2",
             hidden_size=1536,
@@ -81,6 +85,7 @@ EMBEDDED = {
     "gemma-3-270m": Embedded(
         dtype=torch.float32,
         probe=(2, 818, 5279, 529, 7001, 563),
+        read_from="Q4_K_M GGUF",
         licence_opt_in=True,
         config=dict(
             model_type="gemma3_text",

@@ -135,6 +135,7 @@ def _locate(name: str) -> tuple[dict, dict]:
             "id": name,
             "revision": None,
             "sha256": SOURCES[name].sha256,
+            "read_from": EMBEDDED[name].read_from,
         }
     path = Path(name).expanduser()
     if path.is_dir():
@@ -150,6 +151,7 @@ def _locate(name: str) -> tuple[dict, dict]:
             "id": path.name,
             "revision": None,
             "sha256": _fingerprint(path),
+            "read_from": "GGUF",
         }
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
         raise CatsError(f"There is no model folder or .gguf file {name}: check the path.")

@@ -1,6 +1,5 @@
-"""The hardware, software, commit and kernels that a measurement was made with."""
+"""The hardware, software and commit that a measurement is made with; no host name, no path."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -13,16 +12,6 @@ from cats import paths
 
 _DRIVER_QUERY = ("--query-gpu=driver_version", "--format=csv,noheader")
 _PACKAGES = ("torch", "triton", "transformers", "lm_eval")
-
-
-def describe() -> dict:
-    """{"hardware", "software", "git", "kernel_hash"} as a record holds them; no host name, no path."""
-    return {
-        "hardware": hardware(),
-        "software": software(),
-        "git": git(),
-        "kernel_hash": kernel_hash(gpu=torch.cuda.is_available()),
-    }
 
 
 def hardware() -> dict:
@@ -61,19 +50,6 @@ def git() -> dict:
         return {"commit": None, "dirty": None}
     changes = _output("git", "-C", str(paths.ROOT), "status", "--porcelain", "--", "cats", "kernels")
     return {"commit": commit, "dirty": bool(changes)}
-
-
-# Set from the records, and a kernel of its own that no record was measured with yet.
-_APART = ("crossover.py", "centred.py")
-
-
-def kernel_hash(gpu: bool) -> str:
-    """sha256 over the names and bytes of the source files that the GPU's or the CPU's kernels are made of."""
-    digest = hashlib.sha256()
-    for source in sorted(paths.KERNELS.glob("*.py")):
-        if source.name.startswith("cpu") != gpu and source.name not in _APART:
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()
 
 
 def _cpu_name() -> str:

@@ -1,10 +1,11 @@
-"""Measured results with their provenance: one experiment is one JSON file, written once and never edited."""
+"""Measured results with the runs they come from: one experiment is one JSON file, never edited."""
 
 import json
 import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -13,71 +14,85 @@ import pandas as pd
 
 from cats import paths
 from cats.errors import CatsError
-from cats.records.environment import describe, kernel_hash
+from cats.records import identity, origin
+from cats.records.origin import Origin
+from cats.records.rows import COLUMNS
 
-SCHEMA = 1
-
-_SCORES = (
-    "model method gate_sparsity model_sparsity realised_sparsity task documents "
-    "acc acc_se acc_norm acc_norm_se delta_acc delta_low delta_high"
-)
-# The columns that each experiment's rows have at least; units are in the names.
-COLUMNS = {
-    experiment: tuple(columns.split())
-    for experiment, columns in {
-        "mlp_latency": "hidden_size intermediate_size dtype batch sparsity variant latency_us latency_us_p5 "
-        "latency_us_p95 bound_share speedup_over_best_dense",
-        "decode": "geometry weights sparsity variant prompt_tokens new_tokens tokens_per_s "
-        "speedup_over_best_dense bound_speedup peak_memory_gb",
-        "decode_step": "geometry weights sparsity order kernel us gap_us",
-        "checks": "tool file test outcome seconds findings",
-        "zero_shot": _SCORES,
-        "generation": "model method gate_sparsity model_sparsity realised_sparsity task documents "
-        "exact_match exact_match_se delta_low delta_high",
-        "perplexity": "model method gate_sparsity corpus tokens nll_nats perplexity "
-        "delta_nll delta_low delta_high",
-        "overlap": "model layer sparsity rows kind union_density independent_density",
-        "finetuning": "model method sparsity seed step heldout_nll_nats zero_shot_avg realised_sparsity",
-    }.items()
-}
-KERNEL_EXPERIMENTS = {"mlp_latency", "decode", "decode_step", "checks"}
-_PARTS = (
-    *("experiment", "parameters", "rows", "model", "data"),
-    *("hardware", "software", "git", "kernel_hash", "utc", "wall_s"),
-)
+SCHEMA = 2
+_PARTS = ("experiment", "parameters", "origins", "rows", "model", "data", "written")
 _ABSENT = object()
 
 
 @dataclass
 class Record:
-    """A record as read: `rows` is its tidy table, `content` the whole JSON document."""
+    """A record as read: `rows` is its tidy table, `content` the whole JSON document.
+
+    Every row of `content` has `origins`: the places of the runs that it comes from in the record's `origins`
+    (see `cats.records.origin.Origin`).
+    """
 
     path: Path
     content: dict
 
     @property
     def rows(self) -> pd.DataFrame:
-        return pd.DataFrame(self.content["rows"])
+        return pd.DataFrame(self.content["rows"]).drop(columns="origins")
+
+    @property
+    def origins(self) -> list[Origin]:
+        return self.content["origins"]
+
+    @property
+    def device(self) -> str:
+        """The name of the hardware; of several runs, each once."""
+        return ", ".join(dict.fromkeys(each["hardware"]["device"] for each in self.origins))
+
+    @property
+    def on_gpu(self) -> bool:
+        return any(each["hardware"]["driver"] is not None for each in self.origins)
+
+    @property
+    def days(self) -> str:
+        """The day or days of the runs, such as "24 to 29 November 2026"."""
+        return origin.days(self.origins)
+
+    @property
+    def traced(self) -> bool:
+        """Whether the run of every result is known."""
+        known = all(each["kind"] != origin.UNKNOWN for each in self.origins)
+        return known and all(row["origins"] for row in self.content["rows"])
+
+    @property
+    def changed(self) -> list[str]:
+        """The ops measured that are not today's."""
+        measured = [(op, found) for each in self.origins for op, found in each["ops"].items()]
+        return sorted({op for op, found in measured if found != identity.today(op)})
 
     @property
     def stale(self) -> bool:
-        """True where the kernels measured are not today's; only experiments with kernels can be stale."""
-        if self.content["experiment"] not in KERNEL_EXPERIMENTS:
-            return False
-        return self.content["kernel_hash"] != kernel_hash(gpu=self.content["hardware"]["driver"] is not None)
+        """True where an op that was measured is not today's."""
+        return bool(self.changed)
+
+    def origin(self) -> str:
+        """Where the results come from: how many runs, their days and commits, and what was not kept."""
+        return origin.sentence(self.origins, [row["origins"] for row in self.content["rows"]])
 
     def provenance(self) -> str:
-        """One line: file, model, hardware, software, commit, date; a warning where the kernels changed."""
-        model, hardware, software = (self.content[part] for part in ("model", "hardware", "software"))
-        commit = self.content["git"].get("commit")
+        """One line: file, model, hardware, software, runs; a warning where an op has changed since."""
+        model = self.content["model"]
         weights = f", {model['weights']} weights" if "weights" in model else ""
-        line = (
-            f"{self.path.name}: {model.get('id', 'no model')}{weights}; {hardware['device']}; "
-            f"torch {software['torch']}, triton {software['triton']}, "
-            f"transformers {software['transformers']}; commit {commit[:7] if commit else 'unknown'}"
-            f"{' with changes' if self.content['git'].get('dirty') else ''}; {self.content['utc']}"
+        weights += f" read from {model['read_from']}" if model.get("read_from") else ""
+        software = dict.fromkeys(
+            ", ".join(f"{name} {each['software'][name]}" for name in ("torch", "triton", "transformers"))
+            for each in self.origins
+            if each["software"]
         )
-        return f"{line} - WARNING: the kernels have changed since this was measured" if self.stale else line
+        parts = [f"{model.get('id', 'no model')}{weights}", self.device, *software, self.origin()]
+        line = f"{self.path.name}: {'; '.join(parts)}"
+        notes = "".join(f"; {note}" for note in self.content.get("notes", []))
+        changed = ", ".join(self.changed)
+        warning = f" - WARNING: changed since this was measured: {changed}" if changed else ""
+        return line + notes + warning
 
 
 def write(
@@ -88,14 +103,16 @@ def write(
     rows,
     model: dict,
     data: dict,
-    started: float,
+    started: float | None = None,
+    ops: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Path:
     """Write `rows` (a DataFrame or a list of dicts) as a new record and return its path.
 
-    `started` is `time.time()` at the start of the work, from which wall_s follows. An existing file of that
-    name is kept: the new one gets the next free number. Of an absolute path object the last part is written;
-    a string is never cut.
+    `started` is `time.time()` at the begin of the run and `ops` names the ops of `cats.records.identity` that
+    it measured. Rows of other runs have a list of their origins under "origins", empty where it was not kept.
+    An existing file of that name is kept: the new one gets the next free number. Of an absolute path object
+    the last part is written; a string is never cut.
     Raises CatsError for an unknown experiment, a bad slug, no rows, or rows that lack a required column.
     """
     wanted = _columns(experiment)
@@ -111,16 +128,20 @@ def write(
         raise CatsError(
             f"Rows of {experiment} lack the columns {', '.join(missing)}: add them, None where unknown."
         )
+    if not all("origins" in row for row in table):
+        own = origin.begin(seed=parameters.get("seed"), ops=ops, started=started)
+        own = origin.ended(own, time.time() - started)
+        table = [{"origins": [own], **row} for row in table]
+    origins, places = origin.gather([row.pop("origins") for row in table])
     content = {
         "schema": SCHEMA,
         "experiment": experiment,
         "parameters": _plain(parameters),
-        "rows": _plain(table),
+        "origins": _plain(origins),
+        "rows": [{**row, "origins": runs} for row, runs in zip(_plain(table), places, strict=True)],
         "model": _plain(model),
         "data": _plain(data),
-        **describe(),
-        "utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "wall_s": round(time.time() - started, 3),
+        "written": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     return _place(text, folder or paths.in_clone(paths.RECORDS), f"{experiment}-{slug}")
@@ -157,7 +178,7 @@ def every(experiment: str | None = None, *, folder: Path | None = None) -> list[
 
 def _age(record: Record) -> tuple:
     """Orders records by time; of one second the one with the higher number, in the longer name, is later."""
-    return record.content["utc"], len(record.path.stem), record.path.stem
+    return record.content["written"], len(record.path.stem), record.path.stem
 
 
 def _columns(experiment: str) -> tuple[str, ...]:
@@ -186,7 +207,7 @@ def _matches(record: Record, key: str, value) -> bool:
     if key == "model":
         return record.content["model"].get("id") == value
     if key == "device":
-        return str(value).lower() in str(record.content["hardware"].get("device")).lower()
+        return str(value).lower() in record.device.lower()
     if key == "slug":
         stem = record.path.stem.removeprefix(f"{record.content['experiment']}-")
         return stem == value or bool(re.fullmatch(re.escape(value) + r"-\d+", stem))

@@ -150,7 +150,6 @@ def recorded_sweep(tmp_path_factory):
                 found,
                 f"disputes-toy-{text}{suffix}",
                 parameters={"calibration": calibration.describe()},
-                started=0.0,
                 folder=folder,
             )
     return folder

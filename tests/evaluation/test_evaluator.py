@@ -162,7 +162,7 @@ def test_tables_and_records_hold_targets_and_pairs(tmp_path):
     )
     assert sparse.loc["piqa", "interval"] == "t" and sparse.loc["piqa", "chance"] == 0.5
     assert np.isfinite(sparse.loc["text:python-docs", "delta_low"])
-    written = write_records(found, "toy", parameters={"seed": 0}, started=0.0, folder=tmp_path)
+    written = write_records(found, "toy", parameters={"seed": 0}, folder=tmp_path)
     assert [path.name.split("-")[0] for path in written] == ["generation", "perplexity", "zero_shot"]
     again = json.loads(written[2].read_text())
     bits = next(row["correct"] for row in again["rows"] if row["task"] == "piqa" and row["rule"] == "dense")

@@ -13,7 +13,7 @@ import torch
 from record_rows import MODEL, row, write
 
 from cats import CatsError, paths
-from cats.records import environment
+from cats.records import identity, origin
 from cats.records import record as records
 from cats.records.packing import pack, unpack
 
@@ -25,15 +25,14 @@ def test_every_experiment_reads_back(experiment, tmp_path):
     record = records.read(experiment, folder=tmp_path)
     assert record.rows.note.tolist() == ["x", "y"]
     assert set(records.COLUMNS[experiment]) <= set(record.rows.columns)
-    assert record.content["schema"] == 1 and record.content["model"] == MODEL
-    assert 1.9 < record.content["wall_s"] < 60
-    for part, keys in {
-        "hardware": {"device", "driver", "memory_gb"},
-        "software": {"python", "torch", "triton", "transformers", "lm_eval", "cuda"},
-        "git": {"commit", "dirty"},
-    }.items():
-        assert keys <= set(record.content[part])
-    assert re.fullmatch(r"[0-9a-f]{64}", record.content["kernel_hash"])
+    assert record.content["schema"] == 2 and record.content["model"] == MODEL
+    assert record.rows.columns.tolist().count("origins") == 0
+    (run,) = record.origins
+    assert [each["origins"] for each in record.content["rows"]] == [[0], [0]]
+    assert run["kind"] == "own" and 1.9 < run["seconds"] < 60 and run["seed"] is None
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", run["begin"]) and {"commit", "dirty"} <= set(run)
+    assert {"device", "driver", "memory_gb"} <= set(run["hardware"])
+    assert {"python", "torch", "triton", "transformers", "lm_eval", "cuda"} <= set(run["software"])
 
 
 def test_values_become_plain_json(tmp_path):
@@ -108,7 +107,7 @@ def test_newest_that_matches_is_read(tmp_path):
     for number, (slug, seed) in enumerate([("a", 0), ("b", 1), ("a", 1)]):
         path = write(tmp_path, slug, seed=seed, model={"id": f"model-{seed}"})
         content = json.loads(path.read_text())
-        content["utc"] = f"2026-01-0{number + 1}T00:00:00Z"
+        content["written"] = f"2026-01-0{number + 1}T00:00:00Z"
         path.write_text(json.dumps(content))
     assert records.read("perplexity", folder=tmp_path).path.name == "perplexity-a-2.json"
     assert records.read("perplexity", folder=tmp_path, seed=0).path.name == "perplexity-a.json"
@@ -117,7 +116,7 @@ def test_newest_that_matches_is_read(tmp_path):
         == "perplexity-b.json"
     )
     assert records.read("perplexity", folder=tmp_path, slug="a").path.name == "perplexity-a-2.json"
-    device = records.read("perplexity", folder=tmp_path).content["hardware"]["device"]
+    device = records.read("perplexity", folder=tmp_path).device
     assert records.read("perplexity", folder=tmp_path, device=device[:5].upper())
     with pytest.raises(CatsError, match=r"No record of perplexity has seed=7 \(3 records looked at\)"):
         records.read("perplexity", folder=tmp_path, seed=7)
@@ -129,14 +128,14 @@ def test_of_one_second_the_later_record_is_read(tmp_path):
     for _ in range(2):
         path = write(tmp_path, "a")
         content = json.loads(path.read_text())
-        path.write_text(json.dumps({**content, "utc": "2026-01-01T00:00:00Z"}))
+        path.write_text(json.dumps({**content, "written": "2026-01-01T00:00:00Z"}))
     assert records.read("perplexity", folder=tmp_path).path.name == "perplexity-a-2.json"
     assert [record.path.name for record in records.every(folder=tmp_path)][-1] == "perplexity-a-2.json"
 
 
 def test_wrong_records_are_not_written(tmp_path):
     with pytest.raises(CatsError, match="Unknown experiment 'speed': use one of mlp_latency"):
-        records.write("speed", "a", parameters={}, rows=[{}], model={}, data={}, started=0, folder=tmp_path)
+        records.write("speed", "a", parameters={}, rows=[{}], model={}, data={}, started=0.0, folder=tmp_path)
     with pytest.raises(CatsError, match="lower-case letters"):
         write(tmp_path, "Bad Name")
     with pytest.raises(CatsError, match="There are no rows"):
@@ -154,44 +153,44 @@ def test_damaged_records_are_refused(tmp_path):
     content = json.loads(text)
     for damaged, reason in [
         (text[: len(text) // 2], "truncated or no JSON"),
-        ("[]", "is not of schema 1"),
-        (json.dumps({**content, "schema": 9}), "is not of schema 1"),
+        ("[]", "is not of schema 2"),
+        (json.dumps({**content, "schema": 1}), "is not of schema 2"),
         (json.dumps({**content, "experiment": "decode"}), "is of the experiment 'decode'"),
-        (json.dumps({key: value for key, value in content.items() if key != "git"}), "lacks git"),
+        (json.dumps({key: value for key, value in content.items() if key != "origins"}), "lacks origins"),
     ]:
         path.write_text(damaged)
         with pytest.raises(CatsError, match=reason):
             records.read("perplexity", folder=tmp_path)
 
 
-def test_changed_kernels_make_only_their_records_stale(tmp_path):
-    for experiment in ("decode", "perplexity"):
-        path = write(tmp_path, experiment=experiment)
-        assert not records.read(experiment, folder=tmp_path).stale
-        content = json.loads(path.read_text())
-        content["kernel_hash"] = "0" * 64
-        path.write_text(json.dumps(content))
-    decode = records.read("decode", folder=tmp_path)
-    assert decode.stale and "WARNING: the kernels have changed" in decode.provenance()
-    perplexity = records.read("perplexity", folder=tmp_path)
-    assert not perplexity.stale and "WARNING" not in perplexity.provenance()
+def test_a_record_is_stale_where_an_op_that_it_measured_has_changed(tmp_path):
+    path = write(tmp_path, experiment="decode", ops=["one_row", "decoding"])
+    record = records.read("decode", folder=tmp_path)
+    ops = record.origins[0]["ops"]
+    assert ops == {op: identity.today(op) for op in ("one_row", "decoding")} and not record.stale
+    assert "WARNING" not in record.provenance()
+    content = json.loads(path.read_text())
+    content["origins"][0]["ops"]["decoding"] = "0" * 64
+    path.write_text(json.dumps(content))
+    record = records.read("decode", folder=tmp_path)
+    assert record.changed == ["decoding"] and record.stale
+    assert record.provenance().endswith("WARNING: changed since this was measured: decoding")
+    with pytest.raises(CatsError, match="Unknown op 'mlp'"):
+        write(tmp_path, experiment="decode", ops=["mlp"])
 
 
-def test_kernels_of_the_other_processor_do_not_make_a_record_stale(tmp_path, monkeypatch):
-    for name in ("cpu.py", "decode.py", "crossover.py", "centred.py"):
-        (tmp_path / name).write_text(name)
-    monkeypatch.setattr(paths, "KERNELS", tmp_path)
-    before = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
-    for name, changed in (
-        ("crossover.py", set()),
-        ("centred.py", set()),
-        ("cpu.py", {False}),
-        ("decode.py", {True}),
-    ):
-        (tmp_path / name).write_text("changed")
-        after = {gpu: environment.kernel_hash(gpu) for gpu in (True, False)}
-        assert {gpu for gpu in before if before[gpu] != after[gpu]} == changed
-        before = after
+def test_rows_of_several_runs_keep_the_origin_of_each(tmp_path):
+    first = origin.ended(origin.begin(seed=0, started=0.0), 5)
+    later = origin.ended(origin.begin(seed=1, started=86400.0), 7)
+    longer = origin.ended(first, 9)
+    rows = [row("perplexity", origins=runs) for runs in ([first], [later], [longer], [first, later], [])]
+    write(tmp_path, rows=rows)
+    record = records.read("perplexity", folder=tmp_path)
+    assert [each["seconds"] for each in record.origins] == [9, 7]
+    assert [each["seed"] for each in record.origins] == [0, 1]
+    assert [each["origins"] for each in record.content["rows"]] == [[0], [1], [0], [0, 1], []]
+    assert "4 results of 2 runs, 1 to 2 January 1970, commit" in record.provenance()
+    assert record.provenance().endswith("origin of the run not kept for 1 result") and not record.traced
 
 
 def test_provenance_is_one_line_without_paths_or_host(tmp_path):

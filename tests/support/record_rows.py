@@ -12,7 +12,7 @@ def row(experiment: str, **values) -> dict:
     return {**dict.fromkeys(records.COLUMNS[experiment]), **values}
 
 
-def write(folder, slug="a", experiment="perplexity", *, rows=None, model=MODEL, **parameters):
+def write(folder, slug="a", experiment="perplexity", *, rows=None, model=MODEL, ops=(), **parameters):
     return records.write(
         experiment,
         slug,
@@ -21,5 +21,6 @@ def write(folder, slug="a", experiment="perplexity", *, rows=None, model=MODEL, 
         model=model,
         data=DATA,
         started=time.time() - 2,
+        ops=ops,
         folder=folder,
     )

@@ -30,12 +30,12 @@ def write(folder: Path, scratch: Path) -> None:
         wanted = methods(["cats"], levels, policy)
         found = _run(scratch / "runs", data, ["gsm8k"], wanted, texts[0])
         _solve(found, 4 if policy == Policy() else 5)
-        write_records(found, slug, parameters={}, started=0.0, folder=folder)
+        write_records(found, slug, parameters={}, folder=folder)
     for name, text in zip(TEXTS, texts, strict=True):
         wanted = methods(["cats", "online"], [0.5])
         tasks = [f"text:{other}" for other in texts] + ["piqa", "lambada_openai"]
         found = _run(scratch / "runs", data, tasks, wanted, text)
-        write_records(found, TRANSFER + name, parameters={}, started=0.0, folder=folder)
+        write_records(found, TRANSFER + name, parameters={}, folder=folder)
 
 
 def _texts(folder: Path) -> list[str]:

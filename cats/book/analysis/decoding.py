@@ -41,7 +41,7 @@ class Rates:
 
     @property
     def device(self) -> str:
-        return self.records[0].content["hardware"]["device"]
+        return self.records[0].device
 
     def value(
         self,
@@ -68,11 +68,7 @@ class Rates:
 
 def on_gpu() -> Rates:
     """The newest record of each model on a GPU, in the order of NAMES; CatsError where there is none."""
-    newest = {
-        record.rows.geometry.iloc[0]: record
-        for record in records.every("decode")
-        if record.content["hardware"]["driver"] is not None
-    }
+    newest = {record.rows.geometry.iloc[0]: record for record in records.every("decode") if record.on_gpu}
     found = [newest[name] for name in NAMES if name in newest]
     if not found:
         raise CatsError("No decoding on a GPU is recorded: run the chapter with source=measure on one.")
@@ -81,7 +77,7 @@ def on_gpu() -> Rates:
 
 def on_cpu() -> Rates:
     """The records of CPUs, with all threads and with one."""
-    found = [r for r in records.every("decode") if r.content["hardware"]["driver"] is None]
+    found = [r for r in records.every("decode") if not r.on_gpu]
     return Rates(found, pd.concat([record.rows for record in found]))
 
 

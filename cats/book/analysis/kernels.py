@@ -51,7 +51,7 @@ class Measured:
 
     @property
     def device(self) -> str:
-        return self.records[0].content["hardware"]["device"]
+        return self.records[0].device
 
     def at(self, shape: str, sparsity: float) -> pd.Series:
         """CATS at one shape ("4096 × 11008") and sparsity."""

@@ -35,9 +35,9 @@ def sentence(experiment: str, *slugs: str) -> str:
         if record is None:
             missing.append(f"{experiment}-{slug}")
             continue
-        changed = "; the kernels have changed since" if record.stale else ""
-        where = record.content["hardware"]["device"], record.content["utc"][:10]
-        names.setdefault(where, []).append(record.path.stem + changed)
+        changed = f"; changed since: {', '.join(record.changed)}" if record.stale else ""
+        known = f" ({record.origin()})" if len(record.origins) > 1 or not record.traced else ""
+        names.setdefault((record.device, record.days), []).append(record.path.stem + known + changed)
     said = [
         f"Measured on {device}, {day}, record{'s' * (len(held) > 1)} {', '.join(held)}."
         for (device, day), held in names.items()

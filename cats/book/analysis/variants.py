@@ -24,7 +24,7 @@ def between(rows: pd.DataFrame, baseline: str, rule: str, sparsity: float) -> di
     tasks = rows.task.map(stock)
     pairs = []
     for name in PAPER:
-        both = [rows[(tasks == name) & (rows.rule == each)].correct for each in (baseline, rule)]
+        both = [rows[(tasks == name) & (rows.rule == each)].correct.dropna() for each in (baseline, rule)]
         if not all(map(len, both)):
             return None
         pairs.append(tuple(unpack(scores.iloc[0]) for scores in both))
