@@ -52,7 +52,7 @@ def test_an_evaluator_compares_rules_at_one_model_level(mirrors, tmp_path):
     corrected = rows.loc["sirius", "generation"]
     assert 1 / 16 <= corrected.dense_steps_per_token <= 1
     assert corrected.sparse_steps_per_token == pytest.approx(15 * corrected.dense_steps_per_token)
-    written = write_records(found, "toy", parameters={}, started=0.0, folder=tmp_path)
+    written = write_records(found, "toy", parameters={}, folder=tmp_path)
     assert len(written) == 3
     again = evaluator.run(["piqa"], [Method("teal", 0.2)], progress=False)
     assert again[0].name not in {path.name for path in evaluator.run(["piqa"], wanted, progress=False)}
