@@ -6,14 +6,23 @@ import pandas as pd
 
 from cats import criteria
 from cats.book.analysis import recorded
-from cats.book.analysis.anova import Analysis
+from cats.book.analysis.anova import Analysis, analyse
+from cats.book.box import Box
+from cats.book.html_table import Table
+from cats.book.words import listed
+from cats.core.accounting import account
 from cats.criteria.masking import Policy
 from cats.evaluation.table import AVERAGE
+from cats.models import load as models
+from cats.records import paper
 
 CHOICES = ("sparsity", "tokens masked", "calibration text", "padding", "allocation")
 LOSS, ACCURACY = "loss − dense, nats", "accuracy − dense, points"
 EXPLAINED, OF_DISTANCE = "choices and pairs explain", "of it by these"
 ALL, NONE = "all", "none of the prompt"
+_AVERAGES = ("average", "average of 7", "average of 8")
+# Which tokens of a prompt each paper's released code masks for its own method, by default.
+_MASKED = {"R-Sparse": "last 10%", "LaRoSA": "all", "WINA": "last 99%", "TEAL": "last 50%"}
 
 
 def tokens_masked(policy: dict) -> str:
@@ -140,6 +149,112 @@ def concentrated(rows: pd.DataFrame) -> dict[str, str]:
             f"{even.realised_model_sparsity:.1%} and lose {even[LOSS]:.2f}."
         )
     }
+
+
+def box(sweeps: Mapping[str, tuple], level: str) -> Box:
+    """The chapter in a box: what moves each recorded result most where the target is fixed at `level`.
+
+    `sweeps`: name -> (rows, response, factors), the first of which is the sparsity.
+    """
+    gates = gate_sparsities().round(2)
+    parts = []
+    for name, (rows, response, (_, *rest)) in sweeps.items():
+        if response == ACCURACY:
+            first = moves(name, analyse(rows[rows.sparsity == level], response, rest)).sort_values("share")
+            row = first.iloc[-1]
+            model = recorded.model_name(name.split(", ")[0])
+            parts.append(f"{row.choice} on {model} ({row.moves:.2f} points, {row.share:.0%})")
+    moved = f" What moves the mean accuracy most at that target is {listed(parts)}." if parts else ""
+    return Box(
+        "Why has the same method incompatible numbers in print?",
+        f"{level} of linear weights is a gate sparsity of {gates.min():.0%} to {gates.max():.0%} by model."
+        f"{moved} In brackets: how far apart the levels' means are, and the share of the variation.",
+        "fig-variance",
+        "The sweep crosses choices on three small models; which choice a given paper made is not known here. "
+        "Accuracy is of 100 questions a task, so part of its variation is chance.",
+        "cats evaluate --plan data/plans/disputes.yml --data-dir MIRRORS --output runs",
+    )
+
+
+def gate_sparsities(target: float = 0.4) -> pd.Series:
+    """The gate sparsity that `target` of all linear weights takes, by row of `printed_rows`."""
+    rows = printed_rows()
+    shapes = {name: account(models.config(f"random:{name.lower()}")) for name in rows.model.unique()}
+    return rows.model.map(lambda name: shapes[name].gate_sparsity(target))
+
+
+def printed_rows() -> pd.DataFrame:
+    """The averages and perplexities of CATS at 40 % that later papers print."""
+    rows = paper.table("later_papers")
+    rows = rows[(rows.method == "CATS") & (rows.model_sparsity == 0.4)]
+    return rows[rows.task.isin(_AVERAGES) | (rows.quantity == "perplexity")]
+
+
+def printed() -> Table:
+    """The printed values with the gate sparsity they take, and what each paper's code masks by default."""
+    rows = printed_rows()
+    source = rows.source.str.split(",").str[0]
+    frame = pd.DataFrame(
+        {
+            "source": source,
+            "model": rows.model,
+            "gate sparsity": gate_sparsities(),
+            "what": rows.task.where(rows.task.isin(_AVERAGES), "perplexity"),
+            "value": rows.value,
+            "its own code masks": source.map(_MASKED),
+        }
+    )
+    formats = {"gate sparsity": "{:.0%}", "value": "{:,.2f}"}
+    return Table(frame, formats, caption='"CATS at 40%" in later papers')
+
+
+def live_table(rows: pd.DataFrame, varied: Sequence[str]) -> Table:
+    """Every setting of the live sweep: what was realised and what it costs."""
+    frame = rows[[*varied, "realised_model_sparsity", LOSS]]
+    frame = frame.rename(columns={"realised_model_sparsity": "realised"})
+    return Table(frame, {"realised": "{:.1%}", LOSS: "{:+.3f}"}, caption="Live: every setting of the sweep")
+
+
+def summary_table(analyses: Mapping[str, Analysis]) -> Table:
+    """`summary` as a table: loss in nats over dense, accuracy in points over dense."""
+    formats = {EXPLAINED: "{:.1%}", "apart": "{:.2f}", OF_DISTANCE: "{:.1%}"}
+    return Table(summary(analyses), formats, caption="What explains the variation of each sweep")
+
+
+def moves_table(moved: pd.DataFrame, sweeps: Sequence[str]) -> Table:
+    """Rows of `moves`, a line a sweep a column a choice: distance, share, and the level of least loss."""
+    cells = [f"{row.moves:.2f} ({row.share:.0%}), {row.kept}" for row in moved.itertuples()]
+    wide = moved.assign(cell=cells).pivot(index="sweep", columns="choice", values="cell")
+    wide = wide.loc[list(sweeps), [choice for choice in CHOICES if choice in wide]]
+    return Table(
+        wide.reset_index(), caption="How far apart each choice moves the mean where the target is fixed"
+    )
+
+
+def rows_table(slugs: Sequence[str], counts: Sequence[int]) -> tuple[Table | None, str]:
+    """Loss over dense by the number of calibration rows, and what that comes to in a sentence.
+
+    `slugs` name the records in the order of `counts`, fewest first. The sentence has the change from the
+    fewest to the most, and the widest between any two.
+    """
+    found = recorded.rows("perplexity", slugs)
+    if not len(found) or found.record.nunique() < 2:
+        return None, "What their number does to the loss is not measured yet."
+    sparse = found[found.rule != "dense"]
+    column = [f"{row.rule} at {row.model_sparsity:.0%}" for row in sparse.itertuples()]
+    number = sparse.record.map(dict(zip(slugs, counts, strict=True)))
+    wide = sparse.assign(rows=number, column=column).pivot_table(
+        index="rows", columns="column", values="delta_nll"
+    )
+    ends = float((wide.iloc[-1] - wide.iloc[0]).abs().max())
+    widest = float((wide.max() - wide.min()).max())
+    said = (
+        f"From {wide.index[0]} to {wide.index[-1]:,} rows the loss moves by {ends:.3f} nats at most, and "
+        f"between any two of these numbers by {widest:.3f}."
+    )
+    table = wide.reset_index(names="rows of calibration text")
+    formats = dict.fromkeys(wide.columns, "{:+.4f}")
+    return Table(table, formats, caption="Loss over dense in nats, by rows of calibration text"), said
 
 
 def _recorded(experiment: str, names: Sequence[str]) -> pd.DataFrame:
