@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cats import criteria
+from cats.book.analysis import recorded
 from cats.criteria.sited import InputRule
 from cats.errors import CatsError
 from cats.evaluation.table import AVERAGE
@@ -116,6 +117,16 @@ def missing(rows: pd.DataFrame, names: Sequence[str], levels: Sequence[float]) -
         else:
             found += [f"{name} at {level:.0%}" for level in absent]
     return found
+
+
+def losses(texts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`placed` rows of the first text of each record, by the model's name; `texts`: rows of `perplexity`."""
+    frames = {}
+    for name, part in texts.groupby("record", sort=False) if len(texts) else ():
+        first = part[part.unit == "token"]
+        first = first[first.corpus == first.corpus.iloc[0]]
+        frames[recorded.model_name(name.removeprefix("rivals-"))] = placed(first)
+    return frames
 
 
 def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
