@@ -25,7 +25,7 @@ def sparse_variants(batch_size: int) -> dict:
 
 def _atomic(x, w_gate, w_up, w_down_t, threshold, activation):
     """The shipped kernel with atomic sums: what bit-equal results cost."""
-    config = tuning.decode_config(x.device, x.shape[1], x.element_size()) | {"atomic": True}
+    config = tuning.decode_config(*w_gate.shape, x.element_size()) | {"atomic": True}
     return decode.launch(x, w_gate, w_up, w_down_t, threshold, activation, None, x.dtype, config)
 
 

@@ -194,7 +194,7 @@ class CatsMLP(nn.Module):
             and self.w_down_t.is_contiguous()
             and not torch.is_autocast_enabled(x.device.type)
             and 0 < self.sparsity  # at 0 the layer stays the dense one, bit for bit
-            and (x.device.type == "cpu" or crossover.sparse_pays(rows, self.sparsity))
+            and (x.device.type == "cpu" or crossover.sparse_pays(rows, self.sparsity, self.hidden_size))
         )
 
     def masks(self, x: Tensor) -> bool:

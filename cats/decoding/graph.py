@@ -272,7 +272,7 @@ def _frozen(module: nn.Module, batch: int) -> tuple:
     kind = (type(module), module.training, hooks, adapters)
     if not isinstance(module, CatsMLP):
         return kind
-    sparse = module.sparsity > 0 and sparse_pays(batch, module.sparsity)
+    sparse = module.sparsity > 0 and sparse_pays(batch, module.sparsity, module.hidden_size)
     return *kind, module.prefill, module.observer, module.combine, sparse
 
 

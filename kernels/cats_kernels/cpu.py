@@ -73,8 +73,11 @@ def masked_dense(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dty
     """The same by dense matrix products in the weights' dtype: every weight is read, none is copied."""
     z = reference.ACTIVATIONS[activation](F.linear(x, w_gate).float())
     keep = reference.survivors(z, threshold.float()) if mask is None else mask.expand_as(z)
-    h = torch.where(keep, z * F.linear(x, w_up), 0.0)
-    return (h.to(x.dtype) @ w_down_t).to(x.dtype if out_dtype is None else out_dtype)
+    h = torch.where(keep, z * F.linear(x, w_up), 0.0).to(x.dtype)
+    y = h @ w_down_t
+    if not bool(y.isfinite().all()):  # zero times NaN or Inf of a dropped neuron is not nothing
+        y = torch.stack([row[kept] @ w_down_t[kept] for row, kept in zip(h, keep, strict=True)])
+    return y.to(x.dtype if out_dtype is None else out_dtype)
 
 
 def compiled(dtype: torch.dtype) -> Kernel | None:

@@ -6,6 +6,7 @@ import triton
 from cats_kernels import batch, cpu, decode, few, reference
 
 MAX_ROWS = 16
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cats_mlp(
@@ -23,13 +24,18 @@ def cats_mlp(
     x [B, d] with 1 <= B <= 16; w_gate, w_up, w_down_t [m, d], contiguous in d; threshold a scalar tensor or
     [m], compared with |act(x W_gate)| in float32 (kept at equality; NaN kept); activation "silu", "gelu",
     "gelu_tanh" or "relu"; mask [m] or [B, m] of bool replaces the threshold. Sums are float32 and rounded
-    once, to out_dtype (default: x.dtype). The result is bit-equal from run to run.
+    once, to out_dtype (default: x.dtype). The result is bit-equal from run to run. On a GPU a neuron that
+    one of several rows keeps is multiplied for all of them: NaN in its weights shows in every row.
     Raises ValueError where shapes, dtypes, devices or layouts do not fit.
     """
     return torch.ops.cats.mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 
-def _check(x, w_gate, w_up, w_down_t, threshold, activation, mask) -> None:
+def check(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype) -> None:
+    """Raise ValueError, as `cats_mlp` says."""
+    for name, dtype in (("x", x.dtype), ("threshold", threshold.dtype), ("out_dtype", out_dtype or x.dtype)):
+        if dtype not in DTYPES:
+            raise ValueError(f"{name} is {dtype}: choose float32, float64, bfloat16 or float16.")
     if x.dim() != 2 or x.shape[0] > MAX_ROWS:
         raise ValueError(
             f"cats_mlp takes x [B, d] with B <= {MAX_ROWS}, not {list(x.shape)}: reshape or split."
@@ -57,7 +63,7 @@ def _check(x, w_gate, w_up, w_down_t, threshold, activation, mask) -> None:
 
 
 def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):
-    _check(x, w_gate, w_up, w_down_t, threshold, activation, mask)
+    check(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
     x = x.contiguous()
     if mask is not None:
         mask = mask.contiguous()
@@ -72,7 +78,7 @@ def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_
 def _on_cpu(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):
     if triton.knobs.runtime.interpret:
         return _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
-    _check(x, w_gate, w_up, w_down_t, threshold, activation, mask)
+    check(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
     return cpu.cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 

@@ -37,14 +37,50 @@ def keeps(z, rows, b, inside, threshold_ptr, mask_ptr, t_stride, mask_stride, MA
 
 
 @triton.jit
-def load_rows(base, rows, wanted, cols, d: tl.constexpr, D: tl.constexpr):
+def load_rows(base, rows, wanted, cols, d: tl.constexpr, D: tl.constexpr, INSIDE: tl.constexpr = False):
     """Tile [R, D] of a row-major [m, d] matrix: `rows` [R] where `wanted` [R], columns past d read as zero.
+
+    INSIDE says that no column is past d.
 
     Weights are read once, so they leave the L2 first and x, lists and partial sums stay in it.
     """
     pointers = base + rows.to(tl.int64)[:, None] * d + cols[None, :]
-    if D == d:
+    if INSIDE or D == d:
         inside = wanted[:, None]
     else:
         inside = wanted[:, None] & (cols < d)[None, :]
     return tl.load(pointers, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_chunks(base, rows, wanted, d: tl.constexpr, K: tl.constexpr):
+    """Rows [R] of a row-major [m, d] matrix as a tuple of tiles [R, K], `load_rows` of K columns each."""
+    tiles = ()
+    for c in tl.static_range((d + K - 1) // K):
+        tile = load_rows(base, rows, wanted, c * K + tl.arange(0, K), d, K, c * K + K <= d)
+        tiles = tiles + (tile,)  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def times_x(tiles, x_ptr, d: tl.constexpr, K: tl.constexpr):
+    """[R] float32: rows that `load_chunks` read, times x [d]; columns are added up before lanes are.
+
+    x is read again for each tile: it stays in the L1 cache, and registers are what limits programs.
+    """
+    total = tl.zeros([tiles[0].shape[0], K], dtype=tl.float32)
+    for c in tl.static_range((d + K - 1) // K):
+        cols = c * K + tl.arange(0, K)[None, :]  # two dimensions: x is read in the layout of the tile
+        x = tl.load(x_ptr + cols, mask=cols < d, other=0.0).to(tl.float32)
+        total += tiles[c].to(tl.float32) * x
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def add_rows(y, tiles, h):
+    """y, a tuple of vectors [K], plus h [R] times rows that `load_chunks` read."""
+    total = ()
+    for c in tl.static_range(len(tiles)):
+        part = y[c] + tl.sum(tiles[c].to(tl.float32) * h[:, None], axis=0)
+        total = total + (part,)  # noqa: RUF005
+    return total

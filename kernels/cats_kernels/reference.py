@@ -31,13 +31,12 @@ def cats_mlp(
 
     x [B, d]; w_gate, w_up and w_down_t [m, d]; threshold [] or [m] for |act(x W_gate)|; mask [m] or [B, m],
     where given, replaces the threshold. The result is rounded once, to `out_dtype` (default: x.dtype).
-    A dropped neuron contributes nothing, even where its up or down row holds NaN.
+    A neuron that a row drops contributes nothing to it, even where its weights up or down hold NaN.
     """
     x32 = x.to(accumulate)
     z = ACTIVATIONS[activation](x32 @ w_gate.to(accumulate).t())
     keep = survivors(z, threshold.to(accumulate)) if mask is None else mask.bool().expand_as(z)
     up = x32 @ w_up.to(accumulate).t()
-    h = torch.where(keep, z * up, torch.zeros_like(z))
-    needed = keep.any(dim=0)
-    y = h[:, needed] @ w_down_t.to(accumulate)[needed]
+    down = w_down_t.to(accumulate)
+    y = torch.stack([(z * up)[i, kept] @ down[kept] for i, kept in enumerate(keep)]) if len(x) else x32
     return y.to(x.dtype if out_dtype is None else out_dtype)

@@ -1,5 +1,6 @@
 """Launch configurations by device class and shape."""
 
+import math
 from functools import cache
 
 import torch
@@ -20,16 +21,43 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-def decode_config(device: torch.device, d: int, element_size: int) -> dict[str, int]:
-    """One row: programs, warps a program, and rows of a weight matrix a tile.
+def launch_options(device: torch.device, config: dict[str, int], pdl: bool) -> dict:
+    """Options of a launch on NVIDIA: PDL, and as few registers as let `programs` share a multiprocessor."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return {}
+    registers = 65536 // (32 * config["warps"] * config["programs"]) // 8 * 8
+    return {"maxnreg": min(255, registers)} | ({"launch_pdl": True} if pdl else {})
 
-    32 KB of weights a tile and two programs of eight warps a multiprocessor are the most that its registers
-    hold (up and down tiles together, 128 registers a thread): on an H100 fewer bytes in flight, more programs
-    or larger ones were each slower at every width from 3584 to 8192.
-    """
-    width = triton.next_power_of_2(d)
-    rows = max(1, min(8, 32768 // (width * element_size)))
-    return {"programs": 2 * multiprocessors(device), "warps": 8 if width > 1024 else 4, "rows": rows}
+
+# One row, by the largest hidden size it holds for: programs a multiprocessor, warps, gate rows and survivors
+# a tile, columns a tile, whether survivors are read ahead, and whether z is compared at once. Best of some
+# hundred configurations each on an H200 in bfloat16, from 512 x 1536 to 8192 x 28672 (hidden x intermediate).
+DECODE = {
+    512: (4, 2, 4, 4, 512, True, True),
+    1024: (3, 4, 16, 4, 1024, True, True),
+    1280: (4, 2, 4, 2, 512, True, True),
+    1792: (3, 4, 4, 2, 1024, True, True),
+    2048: (2, 4, 8, 4, 1024, True, True),
+    3072: (3, 4, 4, 2, 1024, True, True),
+    4096: (2, 8, 4, 4, 4096, False, True),
+    5632: (2, 4, 4, 2, 1024, True, True),
+    math.inf: (2, 8, 2, 1, 2048, True, False),
+}
+SMALL = (2, 4, 8, 8, 1024, False, True)  # layers whose weight matrices have at most SMALL_SIZE numbers
+SMALL_SIZE = 2_500_000
+DECODE_NAMES = ("programs", "warps", "rows", "take", "cols", "ahead", "at_once")
+
+
+def decode_config(m: int, d: int, element_size: int) -> dict[str, int]:
+    """One row: the entry of DECODE for weights [m, d], its rows fewer where a number takes four bytes."""
+    values = next(values for largest, values in DECODE.items() if d <= largest)
+    if d > 512 and m * d <= SMALL_SIZE:
+        values = SMALL
+    config = dict(zip(DECODE_NAMES, values, strict=True))
+    for name in ("rows", "take"):
+        config[name] = max(1, config[name] * 2 // max(2, element_size))
+    config["cols"] = min(config["cols"], triton.next_power_of_2(d))
+    return config
 
 
 def few_config(device: torch.device, d: int, element_size: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ import cats_kernels
 import pytest
 import torch
 import triton
-from cats_kernels import batch, centred, few, reference
+from cats_kernels import batch, centred, few, reference, tuning
 from cats_kernels import decode as one_row
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
@@ -193,6 +193,31 @@ def test_strided_and_misaligned_inputs(rows):
         cats_kernels.cats_mlp(x, weights[0].t().contiguous().t(), *weights[1:], t)
 
 
+@pytest.mark.parametrize("centre", (False, True))
+@pytest.mark.parametrize("values", sorted({*tuning.DECODE.values(), tuning.SMALL}))
+def test_one_row_agrees_in_every_launch_configuration(values, centre):
+    """Tiles of the columns that a row of 700 fills in part, more and fewer neurons than programs own."""
+    x, *weights, shared, centres, t = centred_case(101, 700)
+    config = dict(zip(tuning.DECODE_NAMES, values, strict=True)) | {"cols": min(512, values[4])}
+    around = {"centre": centres, "shared": shared} if centre else {}
+    t = t if centre else threshold(gate(x, weights[0]), 0.5)
+    y = one_row.launch(x, *weights, t, "silu", None, torch.float32, config, **around)
+    arguments = (x, *weights, shared, centres, t) if centre else (x, *weights, t)
+    reference_of = centred.dense if centre else reference.cats_mlp
+    more = {} if centre else {"mask": None}
+    expected = reference_of(*arguments, "silu", **more, out_dtype=torch.float64, accumulate=torch.float64)
+    assert float((y - expected).norm() / expected.norm()) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("hidden_size", (1, 129, 512, 576, 896, 1536, 2304, 4096, 5120, 8192, 12288, 20000))
+@pytest.mark.parametrize("element_size", (2, 4))
+def test_a_launch_configuration_has_tiles_that_a_width_fills(hidden_size, element_size):
+    c = tuning.decode_config(4 * hidden_size, hidden_size, element_size)
+    assert c["rows"] >= c["take"] >= 1 and c["cols"] & (c["cols"] - 1) == 0
+    padded = -(-hidden_size // c["cols"]) * c["cols"]
+    assert padded < 2 * hidden_size and (hidden_size < 1152 or padded <= 1.34 * hidden_size)
+
+
 def test_what_does_not_fit_is_said():
     x, *weights = case(8, 16, 2)
     t = torch.zeros((), device=DEVICE)
@@ -204,6 +229,10 @@ def test_what_does_not_fit_is_said():
         "threshold must": (x, *weights, torch.zeros(3, device=DEVICE)),
         "activation is": (x, *weights, t, "tanh"),
         "mask must": (x, *weights, t, "silu", torch.ones(2, 7, dtype=torch.bool, device=DEVICE)),
+        "x is torch.int64": (x.long(), *(weight.long() for weight in weights), t),
+        "threshold is torch.complex64": (x, *weights, t.to(torch.complex64)),
+        "threshold is torch.bool": (x, *weights, t.bool()),
+        "out_dtype is torch.int32": (x, *weights, t, "silu", None, torch.int32),
     }
     for message, arguments in wrong.items():
         with pytest.raises(ValueError, match=message):
