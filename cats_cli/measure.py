@@ -205,6 +205,13 @@ def _checks(sub: argparse.ArgumentParser) -> None:
     _common(sub)
 
 
+def _book(sub: argparse.ArgumentParser) -> None:
+    _several(sub, ("targets", str, ["book", "book", "test"], "TARGET", "targets of make, one after another"))
+    sub.add_argument("--slug", metavar="NAME", help="name of the record (default: the device's)")
+    sub.add_argument("--output", metavar="DIR", help="folder of the record (default: data/records)")
+    sub.set_defaults(quick=False)
+
+
 PROGRAMS = {
     "mlp": Program(
         "latency of one gated MLP, CATS against dense",
@@ -237,6 +244,11 @@ PROGRAMS = {
     ),
     "cpu": Program(
         "latency and decoding on this machine's CPU", "cats measure cpu --shapes 576x1536 --threads 1 2", _cpu
+    ),
+    "book": Program(
+        "what the two commands of the README take in a fresh clone",
+        "cats measure book --targets book test",
+        _book,
     ),
     "checks": Program(
         "the tests of the kernels on a GPU, also under compute-sanitizer",

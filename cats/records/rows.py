@@ -109,7 +109,7 @@ class Finetuning(TypedDict):
 
 
 class Build(TypedDict):
-    step: str  # such as install, test, execute 01_activations, build
+    step: str  # such as make book; with "again" where it ran before
     seconds: float
     cores: int
     memory_gb: float | None  # most that the step's processes held together
