@@ -1,30 +1,23 @@
 """The calibration artefact: quantile functions of |z|, from which t follows for any sparsity (sec. 4.1)."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from cats.core import thresholds_file
 from cats.core.structure import GatedMLP, find_gated_mlps
 from cats.errors import CatsError
-from cats.paths import write_atomically
 
 _TAIL = [0.9925, 0.995, 0.9965, 0.998, 0.999, 0.9995, 0.9999, 1.0]
 
 GRID = torch.tensor(
     [0.0, 0.001, 0.0025, 0.005, *(k / 100 for k in range(1, 100)), *_TAIL], dtype=torch.float32
 )
-
-SCHEMA = 1
-_INLINE = 1 << 15  # more values than this (10 bytes of JSON each) go beside the JSON, as safetensors
 
 
 @dataclass
@@ -55,6 +48,11 @@ class Thresholds:
         return self.values.shape[0]
 
     @property
+    def _neurons(self) -> int | None:
+        """Neurons of a layer, where each has a threshold of its own."""
+        return self.scale.shape[1] if self.scale is not None else (self.values.shape[1:-1] or [None])[0]
+
+    @property
     def per(self) -> str:
         """What has a threshold of its own, "layer" or "neuron"."""
         return "layer" if self.values.ndim == 2 and self.scale is None else "neuron"
@@ -82,9 +80,13 @@ class Thresholds:
             raise CatsError(
                 f"These thresholds are for {self.layers} layers ({name}), the model has {len(mlps)}."
             )
-        sizes = self.model.get("intermediate_sizes") or []
-        for mlp, size in zip(mlps, sizes, strict=False):
-            if mlp.intermediate_size != size:
+        sizes = self.model.get("intermediate_sizes") or [mlp.intermediate_size for mlp in mlps]
+        if len(sizes) != self.layers:
+            raise CatsError(f"These thresholds name {len(sizes)} sizes for {self.layers} layers ({name}).")
+        for mlp, size in zip(mlps, sizes, strict=True):
+            neurons = self._neurons or size
+            if mlp.intermediate_size != size or mlp.intermediate_size != neurons:
+                size = size if mlp.intermediate_size != size else neurons
                 raise CatsError(
                     f"These thresholds are for intermediate size {size} in layer {mlp.layer} ({name}), "
                     f"the model has {mlp.intermediate_size}."
@@ -114,67 +116,24 @@ class Thresholds:
         }
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the JSON file, and beside it `<name>.safetensors` where there is a threshold per neuron."""
-        path = Path(path)
+        """Write the JSON file, and beside it a safetensors file where there are many thresholds per neuron.
+
+        Raises CatsError where `path` is something else than a thresholds file, or cannot be written.
+        """
         document = {
-            "schema": SCHEMA,
             **self.provenance(),
             "shape": list(self.values.shape),
-            "grid": _shortest(self.grid),
+            "grid": thresholds_file.shortest(self.grid),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"values": self.values, "scale": self.scale}
-        large = {
-            name: tensor.float().contiguous()
-            for name, tensor in tensors.items()
-            if tensor is not None and tensor.numel() > _INLINE
-        }
-        if large:
-            data = save_tensors(large)
-            beside = path.with_suffix(".safetensors")
-            reference = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
-            write_atomically(beside, data)
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                document[name] = reference if name in large else _shortest(tensor)
-        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
-        write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        tensors = {"values": self.values} | ({} if self.scale is None else {"scale": self.scale})
+        thresholds_file.write(Path(path), document, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Thresholds":
         """Read a thresholds file; raises CatsError for a missing, truncated, inconsistent or newer one."""
-        path = Path(path)
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            reason = error.strerror.lower() if error.strerror else "it cannot be opened"
-            raise CatsError(f"The thresholds file {path} cannot be read: {reason}.") from error
-        except ValueError as error:
-            raise CatsError(
-                f"The thresholds file {path} is not valid JSON, it may be truncated: make it again."
-            ) from error
-        schema = document.get("schema") if isinstance(document, dict) else None
-        if schema != SCHEMA:
-            raise CatsError(f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA}.")
-        try:
-            values = _tensor(path, document, "values")
-            thresholds = cls(
-                model=dict(document["model"]),
-                activation=str(document["activation"]),
-                criterion=str(document["criterion"]),
-                corpus=dict(document["corpus"]),
-                tokens=int(document["tokens"]),
-                policy=dict(document["policy"]),
-                grid=torch.tensor(document["grid"], dtype=torch.float32),
-                values=values,
-                grid_error=float(document["grid_error"]),
-                scale=_tensor(path, document, "scale") if "scale" in document else None,
-            )
-            expected = list(document["shape"])
-            list(thresholds.model.get("intermediate_sizes") or [])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CatsError(f"The thresholds file {path} lacks or garbles {error}: make it again.") from error
-        if list(values.shape) != expected or not thresholds.consistent():
+        document, tensors = thresholds_file.read(Path(path))
+        thresholds = cls(**document, **tensors)
+        if not thresholds.consistent():
             raise CatsError(
                 f"The thresholds file {path} is inconsistent (grid, values or shape): make it again."
             )
@@ -251,28 +210,3 @@ def fingerprint(mlps: Sequence[GatedMLP]) -> str:
         sample = flat[:: max(1, flat.numel() // 4096)][:4096]
         digest.update(torch.signbit(sample).cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _tensor(path: Path, document: dict, name: str) -> Tensor:
-    """Values that stand in a thresholds file, or in the safetensors file that it was written with."""
-    value = document[name]
-    if not isinstance(value, dict):
-        return torch.tensor(value, dtype=torch.float32)
-    beside = path.parent / Path(value["file"]).name
-    try:
-        data = beside.read_bytes()
-    except OSError as error:
-        raise CatsError(f"The thresholds file {path} needs {beside.name} beside it: copy both.") from error
-    if hashlib.sha256(data).hexdigest() != value["sha256"]:
-        raise CatsError(f"{beside} does not belong to {path.name}, or is truncated: copy both again.")
-    try:
-        return load_tensors(data)[name]
-    except SafetensorError as error:
-        raise CatsError(f"{beside} is damaged ({error}): make it again.") from error
-
-
-def _shortest(values: Tensor) -> list:
-    """Nested lists of the shortest decimals that read back as the same fp32."""
-    if values.ndim > 1:
-        return [_shortest(row) for row in values]
-    return [float(str(value)) for value in values.float().numpy()]

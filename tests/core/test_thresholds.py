@@ -1,5 +1,6 @@
 """The thresholds file: any sparsity from one calibration, read back as written, refused when not whole."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -8,7 +9,7 @@ import pytest
 import torch
 from toys import batches, constant_thresholds, toy
 
-from cats import CatsError, Thresholds, calibrate, paths
+from cats import CatsError, Thresholds, calibrate, paths, sparsify
 from cats.paths import write_atomically
 
 
@@ -80,12 +81,55 @@ def test_large_scales_go_beside_the_file(tmp_path):
     thresholds.save(tmp_path / "t.json")
     assert (tmp_path / "t.json").stat().st_size < 2_000
     assert equal(Thresholds.load(tmp_path / "t.json"), thresholds)
-    (tmp_path / "t.safetensors").write_bytes((tmp_path / "t.safetensors").read_bytes()[:-4])
+    [beside] = tmp_path.glob("t.thresholds-*.safetensors")
+    beside.write_bytes(beside.read_bytes()[:-4])
     with pytest.raises(CatsError, match=r"does not belong to t\.json, or is truncated"):
         Thresholds.load(tmp_path / "t.json")
-    (tmp_path / "t.safetensors").unlink()
-    with pytest.raises(CatsError, match=r"needs t\.safetensors beside it"):
+    beside.unlink()
+    with pytest.raises(CatsError, match=r"needs t\.thresholds-\w+\.safetensors beside it"):
         Thresholds.load(tmp_path / "t.json")
+
+
+def test_what_stands_beside_the_file_is_its_own(tmp_path):
+    """A model's weights, or another calibration's values, may have the name of the file."""
+    (tmp_path / "t.safetensors").write_bytes(b"weights of a model")
+    first, second = (by_hand(scale=torch.rand(2, 20_000)) for _ in range(2))
+    first.save(tmp_path / "t.json")
+    first.save(tmp_path / "other.json")
+    second.save(tmp_path / "t.json")
+    assert equal(Thresholds.load(tmp_path / "t.json"), second)
+    assert equal(Thresholds.load(tmp_path / "other.json"), first)
+    assert (tmp_path / "t.safetensors").read_bytes() == b"weights of a model"
+    assert len(list(tmp_path.iterdir())) == 5, "what the first calibration left beside t.json is gone"
+    by_hand().save(tmp_path / "t.json")
+    assert len(list(tmp_path.iterdir())) == 4 and equal(Thresholds.load(tmp_path / "t.json"), by_hand())
+
+
+def test_another_calibration_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    first = by_hand(scale=torch.rand(2, 20_000))
+    first.save(tmp_path / "t.json")
+    replace, calls = os.replace, []
+
+    def fails_at_the_second(*paths):
+        calls.append(paths)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_second)
+    with pytest.raises(CatsError, match="no space left"):
+        by_hand(scale=torch.rand(2, 20_000)).save(tmp_path / "t.json")
+    assert equal(Thresholds.load(tmp_path / "t.json"), first)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"not JSON", b'{"schema": 1, "model_type": "llama"}'])
+def test_another_file_is_not_overwritten(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CatsError, match="is no thresholds file and would be overwritten"):
+        by_hand().save(tmp_path / "config.json")
+    assert (tmp_path / "config.json").read_bytes() == content
+    with pytest.raises(CatsError, match="is a folder"):
+        by_hand().save(tmp_path)
 
 
 def edited(path, **changes):
@@ -99,15 +143,29 @@ def edited(path, **changes):
     [
         ({"schema": 2}, "has schema 2, this version reads 1"),
         ({"schema": None}, "has schema None"),
-        ({"values": None}, "lacks or garbles 'values'"),
-        ({"model": None}, "lacks or garbles 'model'"),
-        ({"model": {"intermediate_sizes": 96}}, "lacks or garbles"),
-        ({"grid": "many"}, "lacks or garbles"),
+        ({"values": None}, "lacks 'values'"),
+        ({"model": None}, "lacks 'model'"),
+        ({"model": {"intermediate_sizes": 96}}, "'intermediate_sizes' are not whole numbers"),
+        ({"model": {"intermediate_sizes": [96.0, 96]}}, "'intermediate_sizes' are not whole numbers"),
+        ({"model": {"gate_signs": 7}}, "'gate_signs' is not text"),
+        ({"grid": "many"}, "'grid' is not a list"),
+        ({"grid": [0.0, "0.5", 1.0]}, "'grid' holds something that is no number"),
+        ({"values": [[0, True, 2], [0, 1, 2]]}, "'values' holds something that is no number"),
+        ({"values": [[0, 1, 2], [0, 1]]}, "is inconsistent"),
+        ({"tokens": -1}, "'tokens' is negative"),
+        ({"tokens": 1.5}, "'tokens' is not a number"),
+        ({"tokens": True}, "'tokens' is not a number"),
+        ({"tokens": "10"}, "'tokens' is not a number"),
+        ({"grid_error": -0.1}, "'grid_error' is no share"),
+        ({"grid_error": "0"}, "'grid_error' is not a number"),
+        ({"activation": "tanh"}, "activation 'tanh' is not known"),
+        ({"activation": 3}, "'activation' is not a str"),
+        ({"corpus": []}, "'corpus' is not a dict"),
         ({"values": [[0, 1, 2]]}, "is inconsistent"),
         ({"values": [[0, 2, 1], [0, 1, 2]]}, "is inconsistent"),
         ({"values": [[0, 1], [0, 1]], "shape": [2, 2]}, "is inconsistent"),
         ({"values": [[0, 1, -1], [0, 1, 2]]}, "is inconsistent"),
-        ({"values": [[0, 1, float("inf")], [0, 1, 2]]}, "is inconsistent"),
+        ({"values": [[0, 1, float("inf")], [0, 1, 2]]}, "Infinity is no number"),
         ({"grid": [0.0, 0.5, 0.9]}, "is inconsistent"),
         ({"grid": [0.0, 0.5, 0.5, 1.0]}, "is inconsistent"),
         ({"scale": [[1.0], [-1.0]]}, "is inconsistent"),
@@ -124,16 +182,43 @@ def test_wrong_files_are_refused(tmp_path, changes, reason):
         Thresholds.load(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"tokens": 10', '"tokens": 10, "tokens": 11', "'tokens' stands in it twice"),
+        ('"tokens": 10', '"tokens": 1e999', "1e999 is out of range"),
+        ('"tokens": 10', f'"tokens": {10**400}', "is out of range"),
+        ('"grid_error": 0.01', '"grid_error": NaN', "NaN is no number"),
+        ('"policy": {', '"policy": {"a": ' + "[" * 100_000 + "]" * 100_000 + ", ", "nested too deeply"),
+    ],
+)
+def test_numbers_and_names_that_json_does_not_have_are_refused(tmp_path, old, new, reason):
+    path = tmp_path / "t.json"
+    by_hand().save(path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(CatsError, match=f"not valid JSON.*{reason}"):
+        Thresholds.load(path)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "t.json"
+    by_hand().save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert equal(Thresholds.load(path), by_hand())
+
+
 def test_truncated_missing_and_foreign_files(tmp_path):
     path = tmp_path / "t.json"
     by_hand().save(path)
     text = path.read_text()
     for cut in (0, 10, len(text) // 2, len(text) - 3):
         path.write_text(text[:cut])
-        with pytest.raises(CatsError, match="not valid JSON, it may be truncated"):
+        with pytest.raises(CatsError, match=r"not valid JSON .it may be truncated"):
             Thresholds.load(path)
     path.write_text("[1, 2]")
-    with pytest.raises(CatsError, match="has schema None"):
+    with pytest.raises(CatsError, match="no object of names and values"):
         Thresholds.load(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CatsError, match="not valid JSON"):
@@ -158,6 +243,23 @@ def test_check_compares_layers_sizes_activation_and_weights():
         with pytest.raises(CatsError, match=reason):
             thresholds.check(other)
     thresholds.check(toy(seed=2), weights=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"scale": torch.ones(3, 79)}, "intermediate size 79 in layer 0"),
+        ({"values": torch.zeros(3, 7, 2)}, "intermediate size 7 in layer 0"),
+        ({"model": {"intermediate_sizes": [80, 80]}}, "name 2 sizes for 3 layers"),
+        ({"model": {}, "activation": "gelu"}, "gelu gates"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_before_anything_is_changed(changes, reason):
+    model = toy()
+    thresholds = dataclasses.replace(constant_thresholds(model), **changes)
+    with pytest.raises(CatsError, match=reason):
+        sparsify(model, thresholds, 0.5)
+    assert "CatsMLP" not in {type(module).__name__ for module in model.modules()}
 
 
 def test_nothing_half_written_is_left_or_read(tmp_path, monkeypatch):
