@@ -10,6 +10,7 @@ import torch
 
 from cats import corpora, paths
 from cats.calibration.calibrate import calibrate as calibrate_model
+from cats.core import thresholds_file
 from cats.core.accounting import account
 from cats.core.sparsify import restore, sparsify
 from cats.core.structure import find_gated_mlps
@@ -29,6 +30,7 @@ def calibrate(given: Namespace) -> None:
         raise CatsError(f"The thresholds file {output} must end in .json.")
     if not output.absolute().parent.is_dir():
         raise CatsError(f"The folder {output.parent} does not exist: make it first.")
+    thresholds_file.check_output(output)
     _check_length(given)  # an unknown name, and a wrong corpus, are said before the weights are read
     corpus = corpora.load(given.corpus, split=given.split)
     loaded = _load(given)
