@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cats_kernels import few, reference
+from cats_kernels import reference, registry
 from torch import Tensor
 
 from cats import paths
@@ -196,8 +196,8 @@ def mlp_ops(batches: Iterable[int]) -> list[str]:
     """The ops of `cats.records.identity` that the sparse MLP runs on this machine for these batch sizes."""
     if not torch.cuda.is_available():
         return ["cpu"]
-    known = {1: "one_row", **dict.fromkeys(range(2, few.MOST_ROWS + 1), "few_rows")}
-    return sorted({known.get(batch, "batch") for batch in batches})
+    kernels = registry.KERNELS.items()
+    return sorted({name for batch in batches for name, kernel in kernels if batch in kernel.rows})
 
 
 def device_or_quick(quick: bool) -> torch.device:

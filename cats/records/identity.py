@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cats_kernels import registry
+
 from cats import paths
 from cats.errors import CatsError
 
@@ -15,9 +17,10 @@ Source = Callable[[str], str | None]  # a file's path in the repository → its 
 _KERNELS = "kernels/cats_kernels"
 # Every op by where it begins: files that may hold it, the second in earlier versions only, and a name.
 OPS = {
-    "one_row": [((f"{_KERNELS}/decode.py",), "launch")],
-    "few_rows": [((f"{_KERNELS}/few.py",), "launch")],
-    "batch": [((f"{_KERNELS}/batch.py",), "launch")],
+    **{
+        name: [((f"{_KERNELS}/{kernel.module.__name__.rpartition('.')[-1]}.py",), "launch")]
+        for name, kernel in registry.KERNELS.items()
+    },
     "centred": [((f"{_KERNELS}/centred.py",), "launch")],
     "cpu": [((f"{_KERNELS}/cpu.py",), "cats_mlp")],
     "decoding": [

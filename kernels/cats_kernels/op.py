@@ -3,10 +3,8 @@
 import torch
 import triton
 
-from cats_kernels import batch, cpu, decode, few, reference
-
-MAX_ROWS = 16
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from cats_kernels import cpu, reference, registry
+from cats_kernels.registry import DTYPES, MAX_ROWS
 
 
 def cats_mlp(
@@ -68,11 +66,10 @@ def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_
     if mask is not None:
         mask = mask.contiguous()
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    if x.shape[0] == 1:
-        mask = mask if mask is None else mask.view(-1)
-        return decode.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
-    rows = few if x.shape[0] <= few.MOST_ROWS else batch
-    return rows.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
+    if mask is not None and x.shape[0] == 1:
+        mask = mask.view(-1)
+    kernel = registry.choose(x.shape[0], w_gate.dtype)
+    return kernel.module.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 
 def _on_cpu(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_dtype=None):
