@@ -29,7 +29,7 @@ def against_sparsity(rows: pd.DataFrame) -> Figure:
         color=plots.GREY,
         ha="right",
     )
-    axes.errorbar(s, nll, yerr=[nll - low, high - nll], color=plots.BLUE, marker="o", capsize=4)
+    axes.errorbar(s, nll, yerr=np.maximum([nll - low, high - nll], 0), color=plots.BLUE, marker="o", capsize=4)
     for x, y in zip(s, nll, strict=True):
         axes.annotate(
             f"{y:.2f}", (x, y), xytext=(0, 9), textcoords="offset points", ha="center", color=plots.BLUE
