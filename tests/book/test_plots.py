@@ -133,3 +133,11 @@ def test_labels_beside_lines_do_not_overlap():
 def test_perplexity_ticks_are_few_and_within_the_axis(low, high):
     ticks = perplexity._round_ticks(low, high)
     assert 1 <= len(ticks) <= 9 and all(low <= tick <= high for tick in ticks)
+
+
+def test_losses_without_an_interval_have_no_bar():
+    nothing = [None, None]
+    rows = pd.DataFrame({"gate_sparsity": [0.0, 0.5], "nll_nats": [4.0, 4.5]})
+    figure = perplexity.against_sparsity(rows.assign(delta_low=nothing, delta_high=nothing))
+    [bars] = figure.axes[0].containers[0].lines[2]
+    assert all(np.ptp(segment[:, 1]) == 0 for segment in bars.get_segments())

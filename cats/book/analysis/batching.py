@@ -1,5 +1,7 @@
 """Several sequences at once: unions of masks, what their bytes allow, and recorded times of a call."""
 
+import math
+
 import pandas as pd
 from cats_kernels.crossover import CROSSOVER
 
@@ -113,7 +115,7 @@ def limits_table() -> Table:
     """Up to which union the module takes the sparse kernel on a GPU, by hidden size and batch size."""
     columns = ("hidden size, up to", "batch size, up to", "sparse kernel up to a union of")
     limits = [(size, batch, union) for size, unions in CROSSOVER.items() for batch, union in unions.items()]
-    formats = {columns[0]: "{:.0f}", columns[2]: "{:.0%}"}
+    formats = {columns[0]: lambda size: "any" if math.isinf(size) else f"{size:.0f}", columns[2]: "{:.0%}"}
     caption = "Where the module changes to dense products with masks"
     return Table(pd.DataFrame(limits, columns=columns), formats, caption=caption)
 

@@ -17,8 +17,9 @@ def against_sparsity(rows: pd.DataFrame) -> Figure:
     figure, axes = plots.figure(3.6)
     dense = rows.nll_nats.iloc[0]
     s, nll = rows.gate_sparsity.to_numpy(), rows.nll_nats.to_numpy()
-    low = dense + rows.delta_low.fillna(0).to_numpy()
-    high = dense + rows.delta_high.fillna(0).to_numpy()
+    # dense has no interval, nor have others where documents are few
+    low = (dense + rows.delta_low.astype(float)).fillna(rows.nll_nats).to_numpy()
+    high = (dense + rows.delta_high.astype(float)).fillna(rows.nll_nats).to_numpy()
     axes.axhline(dense, color=plots.GREY, linestyle="--", linewidth=1.2)
     axes.annotate(
         "dense",
@@ -29,7 +30,7 @@ def against_sparsity(rows: pd.DataFrame) -> Figure:
         color=plots.GREY,
         ha="right",
     )
-    axes.errorbar(s, nll, yerr=np.maximum([nll - low, high - nll], 0), color=plots.BLUE, marker="o", capsize=4)
+    axes.errorbar(s, nll, yerr=[nll - low, high - nll], color=plots.BLUE, marker="o", capsize=4)
     for x, y in zip(s, nll, strict=True):
         axes.annotate(
             f"{y:.2f}", (x, y), xytext=(0, 9), textcoords="offset points", ha="center", color=plots.BLUE
