@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from cats import corpora, paths
-from cats.benchmarking import workload
+from cats.benchmarking import timing, workload
 from cats.calibration.calibrate import calibrate
 from cats.calibration.observe import SparsityMeter
 from cats.core import accounting, structure
@@ -268,7 +268,9 @@ def measure(options: Namespace) -> None:
         bench.decoders.clear()
         bench.sparse()
         for row in bench.rows:
-            row["speedup_over_best_dense"] = row["tokens_per_s"] / bench.best[row["new_tokens"]]
+            ratio = row["tokens_per_s"] / bench.best[row["new_tokens"]]
+            name_and_length = f"of {name} at {row['new_tokens']} tokens"
+            row["speedup_over_best_dense"] = timing.speedup(ratio, row["bound_speedup"], name_and_length)
         workload.record(
             "decode", options, bench.rows, bench.info, bench.data, started,
             ops=[*workload.mlp_ops([1]), "decoding"], suffix=name,

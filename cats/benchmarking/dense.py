@@ -1,4 +1,4 @@
-"""Dense gated MLPs to beat: PyTorch op by op, gate and up in one product, and what torch.compile makes."""
+"""Dense gated MLPs to beat: PyTorch op by op, gate and up in one product, torch.compile's, and our own op."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from cats_kernels import cats_mlp
 from cats_kernels.reference import ACTIVATIONS
 
 from cats.benchmarking.workload import Layer
@@ -17,6 +18,7 @@ RECIPES = {
     "dense_reduce_overhead": {"mode": "reduce-overhead"},
     "dense_max_autotune": {"mode": "max-autotune-no-cudagraphs"},
     "dense_coordinate_descent": {"options": {"coordinate_descent_tuning": True}},
+    "dense_by_op": None,  # the sparse op at threshold 0: what is left of a gain is sparsity's
 }
 OWN_GRAPHS = {"dense_reduce_overhead"}  # captures graphs by itself, so it cannot be part of ours
 
@@ -46,6 +48,8 @@ def build(name: str, layers: list[Layer]) -> Dense:
 
     W_down is copied to the usual [d, m]: the layout that dense code has, and its products are tuned for.
     """
+    if name == "dense_by_op":
+        return _by_op(layers)
     recipe = RECIPES[name]
     function = fused if name == "dense_fused" else separate
     act = ACTIVATIONS[layers[0].activation]
@@ -77,3 +81,13 @@ def build(name: str, layers: list[Layer]) -> Dense:
         torch.cuda.synchronize()
     compile_s = time.perf_counter() - start if recipe is not None else 0.0
     return Dense(name, step, compute, compile_s, ("eager",) if name in OWN_GRAPHS else ("graph", "eager"))
+
+
+def _by_op(layers: list[Layer]) -> Dense:
+    never = torch.zeros((), dtype=torch.float32, device=layers[0].x.device)
+
+    @torch.no_grad()
+    def compute(layer):
+        return cats_mlp(layer.x, layer.w_gate, layer.w_up, layer.w_down_t, never, layer.activation)
+
+    return Dense("dense_by_op", lambda i: compute(layers[i % len(layers)]), compute, 0.0, ("graph", "eager"))

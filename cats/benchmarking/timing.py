@@ -211,3 +211,19 @@ def _run(program: str, slug: str, options: list, folder: Path | None) -> None:
             lines = [line.strip() for line in errors if line.strip()]
             reason = lines[-1].removeprefix("cats: ") if lines else f"status {process.returncode}, no word"
             raise CatsError(f"cats measure {program}: {reason}")
+
+
+def speedup(ratio: float, byte_ratio: float, baseline: str) -> float | None:
+    """`ratio` over the dense `baseline`; None, and a sentence, where it is above what the bytes allow.
+
+    `byte_ratio`: bytes that dense reads over bytes that sparse reads. Above it (by more than 1 %, the spread
+    of a timing) the ratio says that the baseline is weak, not that the sparse code is fast.
+    """
+    if ratio <= 1.01 * byte_ratio:
+        return ratio
+    print(
+        f"No speed-up is reported: {ratio:.2f} x is above the byte ratio {byte_ratio:.2f}, "
+        f"so the dense baseline {baseline} is weak.",
+        flush=True,
+    )
+    return None
