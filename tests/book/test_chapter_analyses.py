@@ -9,6 +9,7 @@ from cats.book.analysis import (
     decoding_step,
     disputed,
     finetuning,
+    generation,
     kernels,
     perplexity,
     recorded,
@@ -44,6 +45,7 @@ def boxes():
     return {
         "03": perplexity.box(recorded.rows("perplexity", list(recorded.MODELS))),
         "04": zero_shot.box(tasks),
+        "05": generation.box(recorded.rows("generation", ["qwen2.5-coder-1.5b-gsm8k"])),
         "08": kernels.box(kernels.read("h100", SHAPES)),
         "09": decoding.box(decoding.on_gpu()),
         "10": batching.box(recorded.find("mlp_latency", "h100-batch")),

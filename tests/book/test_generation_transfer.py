@@ -12,6 +12,7 @@ from evaluation_toys import tokenizer
 
 from cats import corpora, paths
 from cats.book.analysis import generation as maths
+from cats.book.analysis import generation_live as greedy
 from cats.book.analysis import perplexity as losses
 from cats.book.analysis import recorded, transfer
 from cats.book.plots import generation
@@ -66,7 +67,7 @@ def texts(figure) -> set[str]:
 def test_prompts_are_rows_without_padding():
     corpus = corpora.Corpus("toy", "test", ["abcdefg", "hi"], {})
     batches = corpora.batches(corpus, tokenizer(), sequence_length=5, seed=None)
-    found = maths.prompts(batches)
+    found = greedy.prompts(batches)
     assert [tokenizer().decode(ids) for ids in found] == ["abcde", "fg", "hi"]
 
 
@@ -74,13 +75,13 @@ def test_prompts_are_rows_without_padding():
     ("first", "second", "equal"), [([1, 2, 3], [1, 2, 4], 2), ([1], [1, 2], 1), ([], [5], 0), ([7], [8], 0)]
 )
 def test_common_tokens(first, second, equal):
-    assert maths.common(first, second) == equal
+    assert greedy.common(first, second) == equal
 
 
 def test_a_curve_falls_where_texts_part_and_a_text_that_ends_alike_agrees():
     dense = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 2]]
     sparse = [[1, 2, 3, 4], [5, 0, 7, 8], [9, 2]]
-    found = maths.curve(dense, sparse, "CATS")
+    found = greedy.curve(dense, sparse, "CATS")
     assert found.token.tolist() == [0, 1, 2, 3, 4]
     assert found.share.tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 2 / 3])
     assert found.length.iloc[0] == pytest.approx((4 + 1 + 4) / 3)
@@ -88,17 +89,40 @@ def test_a_curve_falls_where_texts_part_and_a_text_that_ends_alike_agrees():
 
 def test_continuations_are_those_of_generate_and_the_prompt_is_masked_or_not(model, thresholds):
     prompts = [[5, 6, 7, 8, 9], [10, 11, 12]]
-    dense, realised = maths.continuations(model, tokenizer(), prompts, new_tokens=6)
+    dense, realised = greedy.continuations(model, tokenizer(), prompts, new_tokens=6)
     assert realised == {}
     for ids, added in zip(prompts, dense, strict=True):
         whole = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0].tolist()
         assert added == whole[len(ids) :]
     sparsify(model, thresholds, 0.5)
-    _, everywhere = maths.continuations(model, tokenizer(), prompts, new_tokens=6)
+    _, everywhere = greedy.continuations(model, tokenizer(), prompts, new_tokens=6)
     policy = Policy(prefill="dense")
-    _, apart = maths.continuations(model, tokenizer(), prompts, new_tokens=6, policy=policy)
+    _, apart = greedy.continuations(model, tokenizer(), prompts, new_tokens=6, policy=policy)
     assert everywhere["prefill"]["gate_sparsity"] > 0.2 and apart["prefill"]["gate_sparsity"] == 0
     assert everywhere["decode"]["gate_sparsity"] > 0.2 and apart["decode"]["gate_sparsity"] > 0.2
+
+
+def test_greedy_texts_of_each_sparsity_and_policy_stand_beside_the_dense_ones(model, thresholds):
+    prompts = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    found = greedy.compare(model, tokenizer(), thresholds, prompts, [0.5, 0.9], new_tokens=4)
+    assert list(found.texts) == ["dense", *found.curves] and len(found.curves) == 4
+    assert found.tokens == sum(len(ids) for added in found.texts.values() for ids in added)
+    assert found.realised["CATS 50%, decode only"]["prefill"] == 0
+    assert not any(type(module).__name__ == "CatsMLP" for module in model.modules())
+    frame = greedy.table(found).frame
+    means = [f"{each.length.iloc[0]:.1f}" for each in found.curves.values()]
+    assert list(frame["equal tokens"]) == means
+    assert all(f" for {mean}" in greedy.words(found, "toy") for mean in means)
+    assert list(greedy.example(found, tokenizer(), prompts).frame.iloc[:, 0])[:2] == ["prompt", "dense"]
+
+
+def test_notes_for_a_calculator_are_left_out_and_what_is_broken_is_kept():
+    texts = {"question": "Question: 2*3?", "dense": "2*3=<<2*3=6>>6\n#### 6", "sparse": "2*<<2*<<2*"}
+    row = {
+        **{"rule": "cats", "method": "CATS", "gate_sparsity": 0.5, "delta": -1.0, "policy": None},
+        "examples": [{"document": 0, **texts}],
+    }
+    assert maths.broken(pd.DataFrame([row])).text.tolist() == ["2*3?", "2*3=6\n#### 6", "2*<<2*<<2*"]
 
 
 def test_reading_is_document_nll_and_counts_what_is_zeroed(model, thresholds):
@@ -185,9 +209,9 @@ def test_shares_kept_stand_beside_the_rebuttals():
     measured = points[~points.reported]
     assert measured.value.tolist() == pytest.approx([4 / 6, 3 / 6, 5 / 6])
     assert (measured.low <= measured.value).all() and (measured.value <= measured.high).all()
-    assert maths.words(solved()) == (
+    assert maths.words(solved()).replace("\u00a0", "") == (
         "With all tokens masked, toy-llama keeps of its dense score 67% at 50% gate sparsity (the rebuttal's "
-        "Llama-2-7B 98%), 50% at 70% gate sparsity (the rebuttal's Llama-2-7B 72%)."
+        "Llama-2-7B 98%) and 50% at 70% gate sparsity (the rebuttal's Llama-2-7B 72%)."
     )
     figure = generation.over_sparsity(points, "share", dense=1.0)
     assert {"Llama-2-7B, paper", "CATS, all tokens", "CATS, decode only"} <= texts(figure)
@@ -251,8 +275,8 @@ def test_tasks_say_what_the_choice_of_text_changes():
 
 @pytest.mark.usefixtures("themed")
 def test_figures_of_live_texts_have_a_line_each():
-    curves = [maths.curve([[1, 2, 3]], [[1, 2, n]], f"CATS {n}") for n in (3, 4)]
-    figure = generation.agreement(pd.concat(curves))
+    curves = [greedy.curve([[1, 2, 3]], [[1, 2, n]], f"CATS {n}") for n in (3, 4)]
+    figure = generation.agreement(curves)
     assert len(figure.axes[0].lines) == 2 and {"CATS 3", "CATS 4"} <= texts(figure)
     lines = pd.DataFrame(
         [

@@ -45,6 +45,15 @@ def test_absent_records_are_said_to_be_absent(folder):
     assert recorded.rows("perplexity", ["none", "held"]).record.tolist() == ["held"]
 
 
+def test_a_caption_says_how_weights_were_read_and_which_tasks_are_altered():
+    rows = pd.DataFrame({"read_from": ["Q4_1 GGUF"] * 2, "task": ["piqa", "boolq_untitled"]})
+    assert recorded.quality("Accuracy", rows) == (
+        "Accuracy. Weights read back from 4 bits (Q4_1 GGUF). Altered tasks: boolq (passages without the "
+        "article's title)."
+    )
+    assert recorded.quality("Loss", pd.DataFrame({"read_from": [None]})) == "Loss."
+
+
 def test_two_rules_are_compared_on_the_same_documents():
     def row(task, rule, scores):
         return {"task": task, "rule": rule, "gate_sparsity": 0.5, "correct": pack(np.asarray(scores))}

@@ -1,83 +1,95 @@
-"""Greedy text beside the dense model's, and recorded answers to GSM8K: what is kept, and what breaks."""
+"""Recorded answers to GSM8K: what is kept of the dense model's, what the prompt costs, and what breaks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from cats.book.analysis import recorded
-from cats.criteria.generate import continue_prompts
-from cats.criteria.masking import Masking, Policy
+from cats.book.box import Box
+from cats.book.comparison import Comparison
+from cats.book.html_table import Table
+from cats.book.words import listed, tidy
 from cats.evaluation.intervals import as_text, difference
 from cats.records import paper
 from cats.records.packing import unpack
 
 EVERYWHERE, DECODE_ONLY = "all tokens", "decode only"
-_PREFILL_TOKENS = 2048  # tokens of prompts read at once
-
-
-def prompts(batches: Iterable[dict[str, Tensor]]) -> list[list[int]]:
-    """The token ids of each row of `batches` (as of `cats.corpora.batches`), without padding."""
-    return [
-        ids[mask.bool()].tolist()
-        for batch in batches
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
-
-
-def continuations(
-    model, tokenizer, prompts: Sequence[Sequence[int]], *, new_tokens: int, policy: Policy | None = None
-) -> tuple[list[list[int]], dict[str, dict]]:
-    """Token ids that the model adds greedily to each prompt, and the sparsity realised by phase.
-
-    At most `new_tokens` a prompt, up to and with an end-of-sequence token. A sparse model masks under
-    `policy`, the paper's by default; what is realised is as `cats.masking.Masking.realised` gives it.
-    """
-    end = tokenizer.eos_token_id
-    with Masking(model, policy) as masking:
-        added = continue_prompts(
-            model,
-            prompts,
-            new_tokens=new_tokens,
-            eos=[] if end is None else [end],
-            ended=lambda ids: None,
-            masking=masking,
-            prefill_tokens=_PREFILL_TOKENS,
-        )
-        return added, masking.realised()
-
-
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens at the start of both that are equal."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def curve(dense: Sequence[Sequence[int]], sparse: Sequence[Sequence[int]], label: str) -> pd.DataFrame:
-    """Share of prompts whose texts agree up to each token: label, token, share, and the mean `length`.
-
-    Two texts that end alike before the longest one does agree to its end.
-    """
-    longest = max(len(ids) for ids in dense)
-    lengths = torch.tensor(
-        [longest if list(a) == list(b) else common(a, b) for a, b in zip(dense, sparse, strict=True)]
-    )
-    places = range(longest + 1)
-    return pd.DataFrame(
-        {
-            "label": label,
-            "token": places,
-            "share": [float((lengths >= place).double().mean()) for place in places],
-            "length": float(lengths.double().mean()),
-        }
-    )
+_MASKED = {EVERYWHERE: "all tokens masked", DECODE_ONLY: "the answer alone masked"}
+_ANNOTATION = re.compile(r"<<[^<>]*>>")  # of the worked examples: <<6*3=18>>, for a calculator
+_TOLERANCE = 1.8  # percentage points: two standard errors of 12 % over 1,319 problems
 
 
 def where(row) -> str:
     """Which tokens of a recorded row were masked, in the words of the figures."""
     policy = row["policy"]
     return DECODE_ONLY if isinstance(policy, dict) and policy.get("prefill") == "dense" else EVERYWHERE
+
+
+def box(rows: pd.DataFrame) -> Box:
+    """The chapter in a box: CATS at 50 % on GSM8K, the prompt masked and not; rows of `generation`."""
+    parts, dense = [], None
+    for _, row in _compared(rows):
+        if row.rule == "cats" and row.gate_sparsity == 0.5:
+            dense = row.exact_match - row.delta
+            change = interval(row.delta, row.delta_low, row.delta_high)
+            parts.append(f"{change} points with {_MASKED[where(row)]}")
+    answer = "No run on these problems is recorded."
+    if parts:
+        base, half = (_reported(method, level) for method, level in (("dense", 0.0), ("CATS", 0.5)))
+        answer = (
+            f"At 50% gate sparsity, without training, {recorded.spelled(rows.model.iloc[0])}, which solves "
+            f"{dense:.1%} of GSM8K dense, changes by {listed(parts)}, with 95% intervals. The rebuttal's "
+            f"Llama-2-7B goes from {base:.2f} to {half:.2f}%."
+        )
+    return Box(
+        "Does a sparse model still reach answers that take many steps to write?",
+        answer,
+        "fig-maths",
+        "One model of 1.5B, read back from 4 bits and tuned for code; one task, greedy text, five examples.",
+        "cats evaluate --plan data/plans/three-models.yml --data-dir MIRRORS --output runs",
+    )
+
+
+def solved_table(rows: pd.DataFrame) -> Table | None:
+    """`table` as a page shows it; None where nothing is recorded."""
+    if not len(rows):
+        return None
+    caption = f"GSM8K on {recorded.spelled(rows.model.iloc[0])}, {rows.documents.iloc[0]:,} problems"
+    formats = dict.fromkeys(("realised, prompt", "realised, decode"), "{:.1%}")
+    return Table(table(rows), formats, caption=recorded.quality(caption, rows))
+
+
+def broken_table(rows: pd.DataFrame) -> Table | None:
+    """`broken` as a page shows it; None where no texts are recorded."""
+    frame = broken(rows)
+    caption = "Problems that only the dense model solves, and the beginnings of the answers"
+    return Table(frame, caption=recorded.quality(caption, rows)) if len(frame) else None
+
+
+def comparisons(rows: pd.DataFrame, slug: str) -> list[Comparison]:
+    """The rebuttal's scores in per cent beside those of the record `slug`, of whatever model that is."""
+    found = []
+    for method, level in (("dense", 0.0), ("CATS", 0.5), ("CATS", 0.7)):
+        same = rows
+        if len(rows):
+            kept = (rows.record == slug) & (rows.rule == method.lower()) & (rows.gate_sparsity == level)
+            same = rows[kept]
+        own = same.iloc[0] if len(same) else None
+        other = own is not None and paper.MODELS.get(own.model) != "Llama-2-7B"
+        found.append(
+            Comparison(
+                f"generation_{method.lower()}_{100 * level:.0f}",
+                f"Llama-2-7B, {method}{f' {level:.0%}' * (level > 0)}: GSM8K, %",
+                _reported(method, level),
+                None if own is None else 100 * own.exact_match,
+                _TOLERANCE,
+                "" if own is None else f"{own.model}, record",
+                digits=2,
+                differs="other model" if other else "",
+            )
+        )
+    return found
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +176,10 @@ def words(rows: pd.DataFrame) -> str:
             phrases.append(f"{own} at {level:.0%} gate sparsity{beside}")
     if not phrases:
         return "No run of CATS on these problems is recorded yet."
-    return f"With all tokens masked, {rows.model.iloc[0]} keeps of its dense score {', '.join(phrases)}."
+    return tidy(
+        f"With all tokens masked, {recorded.spelled(rows.model.iloc[0])} keeps of its dense score "
+        f"{listed(phrases)}."
+    )
 
 
 def prompt_costs(rows: pd.DataFrame) -> pd.DataFrame:
@@ -193,11 +208,24 @@ def prompt_costs(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def prompt_words(rows: pd.DataFrame) -> str:
+    """`prompt_costs` as a sentence."""
+    parts = [
+        f"{row.label} solves {row.everywhere:.1%} with all tokens masked and {row.decode_only:.1%} with the "
+        f"answer alone masked, a difference of {interval(row.delta, row.low, row.high)} points"
+        for row in prompt_costs(rows).itertuples()
+    ]
+    if not parts:
+        return "No run with the answer alone masked is recorded beside one with everything masked."
+    return tidy(f"{'; '.join(parts)}.")
+
+
 def broken(rows: pd.DataFrame, problems: int = 3) -> pd.DataFrame:
     """Problems that only the dense model solves, at most `problems` of them: a line for each text.
 
     Columns "" (whose text) and "text": the question, the dense answer, and that of each CATS row with all
-    tokens masked which fails there and kept its text. Empty where the rows keep no texts.
+    tokens masked which fails there and kept its text. Notes for a calculator, which the worked examples of
+    GSM8K teach, are left out. Empty where the rows keep no texts.
     """
     found: dict[int, dict[str, str]] = {}
     for _, row in _compared(rows):
@@ -209,7 +237,11 @@ def broken(rows: pd.DataFrame, problems: int = 3) -> pd.DataFrame:
             texts = {"question": question, "dense": example["dense"]}
             found.setdefault(example["document"], texts)[recorded.label(row)] = example["sparse"]
     chosen = sorted(found.values(), key=len, reverse=True)[:problems]  # where most sparsities fail, first
-    lines = [{"": name, "text": text.strip()} for texts in chosen for name, text in texts.items()]
+    lines = [
+        {"": name, "text": _ANNOTATION.sub("", text).strip()}
+        for texts in chosen
+        for name, text in texts.items()
+    ]
     return pd.DataFrame(lines, columns=["", "text"])
 
 
@@ -217,3 +249,7 @@ def _compared(rows: pd.DataFrame) -> Iterator[tuple]:
     """Rows with a gate sparsity and a difference to dense."""
     if len(rows):
         yield from rows[rows.gate_sparsity.gt(0) & rows.delta.notna()].iterrows()
+
+
+def _reported(method: str, level: float) -> float:
+    return float(paper.reported("generation", model="Llama-2-7B", method=method, gate_sparsity=level))

@@ -35,6 +35,20 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values())).reindex(columns=names)
 
 
+def tables(rows: pd.DataFrame) -> list[Table]:
+    """`table` of each text of recorded `rows` as a page shows it."""
+    found = []
+    for name, part in rows.groupby("corpus", sort=False) if len(rows) else ():
+        frame = table(part)
+        frame.columns = [frame.columns[0], *map(recorded.model_name, frame.columns[1:])]
+        caption = (
+            f"Loss on {name}, {part.documents.iloc[0]} documents, {part.tokens.max():,.0f} tokens at most: "
+            "dense, and the rise over it with 95% intervals"
+        )
+        found.append(Table(frame, caption=recorded.quality(caption, part)))
+    return found
+
+
 def rises(rows: pd.DataFrame) -> pd.DataFrame:
     """The rise of CATS' loss over dense, for `cats.plots.generation.over_sparsity`.
 

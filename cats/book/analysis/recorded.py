@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cats import criteria
+from cats.book.words import listed
+from cats.evaluation.task_list import TASKS, stock
 from cats.records import record as records
 
 MODELS = {  # as their makers write them, by the names of records
@@ -18,6 +20,27 @@ MODELS = {  # as their makers write them, by the names of records
 def model_name(slug: str) -> str:
     """A model as its makers write it, by its name in records; the name itself where it is not known."""
     return MODELS.get(slug, slug)
+
+
+def spelled(identity: str) -> str:
+    """A model as its makers write it, by its id; the id itself where it is not known."""
+    return MODELS.get(identity.removesuffix("-instruct"), identity)
+
+
+def quality(caption: str, rows: pd.DataFrame) -> str:
+    """`caption`, followed by what scores of recorded `rows` rest on: how the weights were read, and which
+    tasks are altered.
+    """
+    notes = []
+    formats = list(dict.fromkeys(rows.read_from.dropna()))
+    if formats:
+        bits = "4 bits" if all(name.startswith("Q4") for name in formats) else "quantised files"
+        notes.append(f"Weights read back from {bits} ({listed(formats)}).")
+    names = dict.fromkeys(rows.task) if "task" in rows else ()
+    altered = [f"{stock(name)} ({TASKS[stock(name)].variant[2]})" for name in names if stock(name) != name]
+    if altered:
+        notes.append(f"Altered tasks: {listed(altered)}.")
+    return " ".join([f"{caption}.", *notes])
 
 
 def find(experiment: str, slug: str) -> records.Record | None:
@@ -48,12 +71,19 @@ def sentence(experiment: str, *slugs: str) -> str:
 def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:
     """The rows of the records there are, with their name as `record`; empty where there is none.
 
-    A rule is called what it is called today.
+    `read_from`: the file format that the weights were read back from, None for full precision. A rule is
+    called what it is called today.
     """
     held = [(slug, record) for slug in slugs if (record := find(experiment, slug)) is not None]
     if not held:
         return pd.DataFrame()
-    found = pd.concat([record.rows.assign(record=slug) for slug, record in held], ignore_index=True)
+    found = pd.concat(
+        [
+            record.rows.assign(record=slug, read_from=(record.content.get("model") or {}).get("read_from"))
+            for slug, record in held
+        ],
+        ignore_index=True,
+    )
     if "rule" in found:
         titles = {name: rule.title for name, rule in criteria.RULES.items()}
         found["method"] = found.rule.map(titles).fillna(found.method)

@@ -1,5 +1,7 @@
 """Figures of the chapter on generation: where greedy texts part, and what is kept over sparsity."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,17 +13,18 @@ _APART = 0.008  # of sparsity, between series
 _NATS = [-0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 
 
-def agreement(curves: pd.DataFrame) -> Figure:
+def agreement(curves: Iterable[pd.DataFrame]) -> Figure:
     """Share of prompts whose text still equals the dense model's over generated tokens, a line each label.
 
-    `curves`: label, token, share (as `cats.book.analysis.generation.curve` gives them).
+    `curves`: label, token, share (as `cats.book.analysis.generation_live.curve` gives them).
     """
+    rows = pd.concat(curves)
     figure, axes = plots.figure(3.6)
-    for number, (label, part) in enumerate(curves.groupby("label", sort=False)):
+    for number, (label, part) in enumerate(rows.groupby("label", sort=False)):
         look = plots.style(number) | {"marker": None}
         axes.step(part.token, part.share, where="post", label=label, **look)
     axes.set_ylim(0, 1.04)
-    axes.set_xlim(0, curves.token.max())
+    axes.set_xlim(0, rows.token.max())
     plots.percent(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="generated tokens", ylabel="texts equal so far")
