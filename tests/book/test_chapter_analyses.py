@@ -18,6 +18,7 @@ from cats.book.analysis import (
     rivals,
     rivals_tables,
     task_finetuning,
+    variants,
     zero_shot,
 )
 from cats.records import record as records
@@ -46,6 +47,7 @@ def boxes():
         "03": perplexity.box(recorded.rows("perplexity", list(recorded.MODELS))),
         "04": zero_shot.box(tasks),
         "05": generation.box(recorded.rows("generation", ["qwen2.5-coder-1.5b-gsm8k"])),
+        "07": variants.box(tasks[tasks.record == "gemma-3-270m"], ["cats", "centred"]),
         "08": kernels.box(kernels.read("h100", SHAPES)),
         "09": decoding.box(decoding.on_gpu()),
         "10": batching.box(recorded.find("mlp_latency", "h100-batch")),
