@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from cats import corpora, paths
 from cats.calibration.calibrate import calibrate as calibrate_model
@@ -19,6 +20,7 @@ from cats.errors import CatsError
 from cats.evaluation import intervals
 from cats.evaluation.sweep import sweep
 from cats.models import load as model_loading
+from cats.models import memory
 from cats.models.geometries import GEOMETRIES
 from cats.records.text_table import text_table
 
@@ -26,14 +28,10 @@ from cats.records.text_table import text_table
 def calibrate(given: Namespace) -> None:
     """Stream a corpus through a model and write its thresholds file."""
     output = Path(given.output)
-    if output.suffix != ".json":
-        raise CatsError(f"The thresholds file {output} must end in .json.")
-    if not output.absolute().parent.is_dir():
-        raise CatsError(f"The folder {output.parent} does not exist: make it first.")
-    thresholds_file.check_output(output)
+    _check_output(output)
     _check_length(given)  # an unknown name, and a wrong corpus, are said before the weights are read
     corpus = corpora.load(given.corpus, split=given.split)
-    loaded = _load(given)
+    loaded = _load(given, tokens=min(given.tokens, given.batch_size * given.sequence_length))
     batches = corpora.batches(
         corpus,
         loaded.tokenizer,
@@ -55,7 +53,7 @@ def calibrate(given: Namespace) -> None:
 
 def inspect(given: Namespace) -> None:
     """Print a thresholds file, or what CATS saves on a model, at some sparsities."""
-    if Path(given.target).suffix == ".json":
+    if paths.named(given.target).suffix == ".json":
         _inspect_thresholds(Thresholds.load(Path(given.target)), given.sparsity)
     else:
         _inspect_model(given.target, given.sparsity)
@@ -68,7 +66,7 @@ def perplexity(given: Namespace) -> None:
     _check_length(given)
     corpus = corpora.load(given.corpus, split=given.split, documents=given.documents, seed=given.seed)
     print(corpus)
-    loaded = _load(given)
+    loaded = _load(given, tokens=given.sequence_length)
     scored = sweep(
         loaded.model,
         loaded.tokenizer,
@@ -78,7 +76,7 @@ def perplexity(given: Namespace) -> None:
         max_length=given.sequence_length,
         bos=given.bos,
     ).results
-    count = scored.documents[0]
+    count = int(scored.documents[0])
     print(f"{count} document{'s' * (count > 1)}, {scored.tokens[0]:,} tokens scored")
     rows = [
         (
@@ -97,7 +95,7 @@ def generate(given: Namespace) -> None:
     """Continue a prompt greedily; the text on stdout, the speed on stderr."""
     sparsities(given.sparsity, 1)
     thresholds = _thresholds(given) if given.sparsity else None
-    loaded = _load(given)
+    loaded = _load(given, tokens=1)
     if thresholds:
         sparsify(loaded.model, thresholds, given.sparsity)
     else:
@@ -105,6 +103,13 @@ def generate(given: Namespace) -> None:
     inputs = loaded.tokenizer(given.prompt, return_tensors="pt").to(loaded.model.device)
     if inputs.input_ids.shape[1] == 0:
         raise CatsError("The prompt is empty: give some text to continue.")
+    limit = _positions(loaded.model.config)
+    read = inputs.input_ids.shape[1]
+    if limit and read + given.new_tokens > limit:
+        raise CatsError(
+            f"The {read:,} tokens of the prompt and {given.new_tokens:,} new ones are more "
+            f"than the {limit:,} that {given.model} can read: shorten one of them."
+        )
     started = time.perf_counter()
     with torch.inference_mode():
         ids = loaded.model.generate(**inputs, max_new_tokens=given.new_tokens, do_sample=False)[0]
@@ -126,10 +131,7 @@ def evaluate(given: Namespace) -> None:
 
 def finetune(given: Namespace) -> None:
     """Fine-tune a model under several methods, or run a plan; prints the curves' end values."""
-    try:
-        from cats.finetuning import command  # peft and accelerate: only this command needs the extra "train"
-    except ImportError as error:
-        raise CatsError(f"{error.name} is missing: install the extra, `pip install -e .[train]`.") from error
+    from cats.finetuning import command  # peft and accelerate: only this command needs the extra "train"
 
     command.main(given)
 
@@ -144,6 +146,10 @@ def lm_eval(given: Namespace) -> None:
 
 def measure(given: Namespace) -> None:
     """Run a program of `cats.benchmarking`: it prints its table and writes its record."""
+    if getattr(given, "output", None):
+        paths.check_writable(Path(given.output))
+    for name in [*getattr(given, "models", ()), *filter(None, [getattr(given, "model", None)])]:
+        model_loading.config(name)  # the last one wrong is said before the first is measured
     importlib.import_module(f"cats.benchmarking.{given.program}").measure(given)
 
 
@@ -167,19 +173,39 @@ def reproduce(given: Namespace) -> None:
         print(f"{'all':<28} {total:6.1f} s  {max(run.peak_gb for run in executed):5.2f} GB at most")
 
 
+def _check_output(output: Path) -> None:
+    """CatsError, before the pass, where a thresholds file cannot be written or would replace another file."""
+    if output.suffix != ".json":
+        raise CatsError(f"The thresholds file {output} must end in .json.")
+    if not paths.named(output).absolute().parent.is_dir():
+        raise CatsError(f"The folder {output.parent} does not exist: make it first.")
+    if len(output.name) > 200:
+        raise CatsError(f"The name {output.name} is too long for a file: choose a shorter one.")
+    paths.check_writable(output.parent)
+    thresholds_file.check_output(output)
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """How many tokens a model can read; None where its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def _check_length(given: Namespace) -> None:
-    limit = getattr(model_loading.config(given.model).get_text_config(), "max_position_embeddings", None)
+    limit = _positions(model_loading.config(given.model))
     if given.sequence_length < 2 or (limit and given.sequence_length > limit):
         raise CatsError(
             f"--sequence-length {given.sequence_length} is outside 2 … {limit}, what {given.model} can read."
         )
 
 
-def _load(given: Namespace) -> model_loading.LoadedModel:
-    if (
-        given.model.removeprefix(model_loading.RANDOM) in GEOMETRIES
-    ):  # said before gigabytes of weights are made
+def _load(given: Namespace, *, tokens: int) -> model_loading.LoadedModel:
+    """The model; what no memory holds, with `tokens` in one call, is said before its weights are read."""
+    if given.model.removeprefix(model_loading.RANDOM) in GEOMETRIES:
         raise CatsError(f"{given.model} has no tokenizer, so it reads no text: name another model.")
+    if given.dtype in model_loading.DTYPES:  # any other is for `load` to say
+        memory.check(
+            given.model, model_loading.config(given.model), given.dtype, given.device, tokens=tokens
+        )
     loaded = model_loading.load(given.model, device=given.device, dtype=given.dtype, seed=given.seed)
     find_gated_mlps(loaded.model)
     return loaded

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
-from cats.errors import CatsError
+from cats.errors import CatsError, explained
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -20,22 +21,28 @@ CACHE = Path(os.environ.get("CATS_CACHE") or "~/.cache/cats-companion").expandus
 
 def made(folder: Path) -> Path:
     """`folder`, made if it is not there; CatsError where it cannot be."""
-    try:
+    with explained(f"The folder {folder} cannot be made", "name another"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CatsError(f"The folder {folder} cannot be made ({reason}): name another.") from error
     return folder
+
+
+def named(name: str | os.PathLike) -> Path:
+    """The path of a name that a user gave, "~" expanded; CatsError for one that no file can have."""
+    with explained(f"The name {str(name)[:100]!r} is no path", "check it"):
+        path = Path(name).expanduser()
+        path.exists()  # raises where a name is too long, or in a folder that is not to be read
+    return path
 
 
 def check_writable(folder: Path) -> None:
     """CatsError where `folder` could not be made or written to; nothing is made for it."""
+    folder = named(folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         why = "file exists" if there == folder.absolute() else "not a directory"
         raise CatsError(f"The folder {folder} cannot be made ({why}): name another.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise CatsError(f"The folder {there} cannot be written to: name another.")
+    with explained(f"The folder {there} cannot be written to", "name another"):
+        tempfile.TemporaryFile(dir=there).close()
 
 
 def in_clone(path: Path) -> Path:

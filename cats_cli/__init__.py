@@ -5,14 +5,22 @@ A package beside `cats`, not in it: importing anything of `cats` imports PyTorch
 
 import argparse
 import contextlib
+import logging
+import os
 import signal
 import sys
+import traceback
+import warnings
+from collections.abc import Iterator
 
 from cats_cli.commands import parser
+from cats_cli.options import near, one_line
 
 WITH_PLAN = {
     *("--plan", "--device", "--data-dir", "--output", "--records", "--minutes", "--so-far", "--dry-run"),
 }
+_MAY_BE_EMPTY = {"best", "arguments", "known"}
+_PLACES = {"prompt": "the prompt", "target": "the target", "chapters": "a chapter", "parameters": "-p"}
 RESUME = {
     "calibrate": "the same command goes on from the last checkpoint",
     "reproduce": "the same command keeps the chapters that are done",
@@ -23,49 +31,92 @@ RESUME = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns 0, 2 after a user's error (one sentence on stderr), 130 if interrupted."""
+    """Run one command; returns 0, 2 after a user's error and 70 after our own (one sentence on stderr), 130
+    if interrupted.
+
+    CATS_TRACEBACK=1 in the environment shows the traceback before the sentence.
+    """
     argv = sys.argv[1:] if argv is None else argv
     with contextlib.suppress(ValueError):  # where this is not the main thread
         signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
     if argv[:1] == ["lm_eval"]:  # argparse would take lm-eval's options for its own
         argv = [argv[0], "--", *argv[1:]]
-    arguments = _parsed(argv)
     try:
-        from cats import cli
-        from cats.errors import CatsError
-    except KeyboardInterrupt:
-        return _interrupted(arguments)
-    except ImportError as error:
-        print(f"cats: {error.name} is missing: install this project's requirements.lock.", file=sys.stderr)
-        return 2
-    if "device" in arguments and not getattr(arguments, "plan", None):
-        arguments.device = arguments.device or "cpu"
+        arguments = _parsed(argv)
+    except SystemExit as ended:  # argparse has said why
+        return ended.code
     try:
-        getattr(cli, arguments.command)(arguments)
-        sys.stdout.flush()
+        with _quiet(arguments.command):
+            from cats import cli
+
+            if "device" in arguments and not getattr(arguments, "plan", None):
+                arguments.device = arguments.device or "cpu"
+            getattr(cli, arguments.command)(arguments)
+            print(end="", flush=True)
         return 0
-    except CatsError as error:
-        print(f"cats: {error}", file=sys.stderr)
     except BrokenPipeError:
         sys.stdout = None  # the reader, `head` say, has seen enough
-    except (OSError, MemoryError) as error:
-        print(f"cats: {error or 'this needs more memory than there is'}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return _interrupted(arguments)
-    return 2
+    except Exception as error:
+        return _explained(error)
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
-    """The arguments; one that no command has, or that a plan says itself, is an error."""
+    """The arguments; one that no command has, that is empty, or that a plan says itself, is an error."""
     top = parser()
+    for word in argv:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            top.error(f"{word!r} is not UTF-8 text: write it in UTF-8")
     arguments, unknown = top.parse_known_args(argv)
-    top.prog = f"cats {arguments.command}"
+    top.prog = " ".join(["cats", arguments.command, *filter(None, [getattr(arguments, "program", None)])])
     if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+        top.error(f"unrecognized arguments{near(unknown[0], arguments.known)}: {' '.join(unknown)}")
+    for name, value in vars(arguments).items():
+        if name not in _MAY_BE_EMPTY and (value == "" or (isinstance(value, list) and "" in value)):
+            what = _PLACES.get(name) or f"--{name.replace('_', '-')}"
+            top.error(f"{what} is empty: give it a value, or leave it out")
+    del arguments.known
     for typed in (each.partition("=")[0] for each in argv if getattr(arguments, "plan", None)):
         if typed.startswith("--") and not any(option.startswith(typed) for option in WITH_PLAN):
             top.error(f"{typed} is nothing beside --plan, whose file says it: leave one of the two out")
     return arguments
+
+
+@contextlib.contextmanager
+def _quiet(command: str) -> Iterator[None]:
+    """Without the warnings of the libraries below, unless PYTHONWARNINGS or -W asks for them."""
+    if sys.warnoptions or command == "lm_eval":  # lm-eval reports by its log
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _explained(error: Exception) -> int:
+    """Say in one sentence what ended a command; returns its exit code."""
+    try:
+        from cats.errors import sentence
+
+        said, status = sentence(error)
+    except ImportError:  # of what `cats` itself needs
+        said, status = f"{error}: install this project's requirements.lock.", 2
+    if os.environ.get("CATS_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    try:
+        print(end="", flush=True)
+    except OSError:
+        sys.stdout = None  # what is left for it cannot be written, which Python would say once more
+    print(f"cats: {one_line(said)}", file=sys.stderr)
+    return status
 
 
 def _terminate(*_) -> None:

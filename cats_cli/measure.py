@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,26 @@ _SHAPE = "hidden x intermediate size, random weights"
 _MODELS = "geometries or trained models"
 _DENSE = "dense variants to time"
 _CALIBRATION = "calibration tokens of a trained model"
+
+
+def _matching(pattern: str, advice: str) -> Callable[[str], str]:
+    """The type of an option whose value is a text of a form; what is wrong is said before all measuring."""
+
+    def checked(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise argparse.ArgumentTypeError(f"{text!r} is {advice}")
+        return text
+
+    return checked
+
+
+_shape = _matching(
+    "[1-9][0-9]{0,6}[xX][1-9][0-9]{0,6}", "no shape: write hidden x intermediate size, as in 4096x11008"
+)
+_dtype = _matching("bfloat16|float16|float32", "no dtype here: use bfloat16, float16 or float32")
+_slug = _matching(
+    "[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}", "no name for a record: use 100 letters and digits at most"
+)
 
 
 @dataclass(frozen=True)
@@ -44,11 +65,13 @@ def _several(sub: argparse.ArgumentParser, *rows: tuple) -> None:
 def _common(sub: argparse.ArgumentParser, *, dtype: str = "bfloat16", record: bool = True) -> None:
     options(
         sub,
-        ("dtype", str, dtype, "T", "bfloat16, float16, float32"),
+        ("dtype", _dtype, dtype, "T", "bfloat16, float16, float32"),
         ("seed", _natural, 0, "N", "of random choices"),
     )
     if record:
-        sub.add_argument("--slug", metavar="NAME", help="name of the record (default: the device's)")
+        sub.add_argument(
+            "--slug", type=_slug, metavar="NAME", help="name of the record (default: the device's)"
+        )
         sub.add_argument("--output", metavar="DIR", help="folder of the record (default: data/records)")
     sub.add_argument(
         "--quick", action="store_true", help="few runs, also on a CPU; no record without --output"
@@ -59,7 +82,7 @@ def _mlp(sub: argparse.ArgumentParser) -> None:
     shapes = ["4096x11008", "4096x14336", "5120x13824", "8192x28672"]
     _several(
         sub,
-        ("shapes", str, shapes, "DxM", _SHAPE),
+        ("shapes", _shape, shapes, "DxM", _SHAPE),
         ("sparsity", share, [0.0, 0.3, 0.5, 0.7, 0.9], "S", "share of gate activations to drop"),
         ("dense", str, None, "V", _DENSE),
         ("variants", str, None, "V", "sparse variants to time"),
@@ -76,7 +99,7 @@ def _trained(sub: argparse.ArgumentParser) -> None:
 
 
 def _batch(sub: argparse.ArgumentParser) -> None:
-    options(sub, ("shape", str, "4096x11008", "DxM", _SHAPE))
+    options(sub, ("shape", _shape, "4096x11008", "DxM", _SHAPE))
     _several(
         sub,
         ("batch-sizes", count, [1, 2, 4, 8, 16], "B", "tokens in one call"),
@@ -91,7 +114,7 @@ def _batch(sub: argparse.ArgumentParser) -> None:
 def _centred(sub: argparse.ArgumentParser) -> None:
     _several(
         sub,
-        ("shapes", str, ["4096x11008", "4096x14336", "1536x8960"], "DxM", _SHAPE),
+        ("shapes", _shape, ["4096x11008", "4096x14336", "1536x8960"], "DxM", _SHAPE),
         ("sparsity", share, [0.3, 0.5, 0.7], "S", "sparsity of CATS that reads the same bytes"),
         ("dense", str, None, "V", _DENSE),
     )
@@ -156,7 +179,7 @@ def _overlap(sub: argparse.ArgumentParser) -> None:
 def _tune(sub: argparse.ArgumentParser) -> None:
     options(
         sub,
-        ("shape", str, "4096x11008", "DxM", _SHAPE),
+        ("shape", _shape, "4096x11008", "DxM", _SHAPE),
         ("correlation", share, 0.0, "R", "of the inputs, pairwise"),
     )
     _several(
@@ -170,7 +193,7 @@ def _tune(sub: argparse.ArgumentParser) -> None:
 def _cpu(sub: argparse.ArgumentParser) -> None:
     cores = os.cpu_count() or 1
     sub.add_argument(
-        "--shapes", nargs="*", default=["576x1536", "2048x5632", "4096x11008"], metavar="DxM",
+        "--shapes", type=_shape, nargs="*", default=["576x1536", "2048x5632", "4096x11008"], metavar="DxM",
         help=f"{_SHAPE}; none with no value (default: 576x1536 2048x5632 4096x11008)",
     )  # fmt: skip
     sub.add_argument(

@@ -1,14 +1,43 @@
 """The parser of `cats`, and the options that several of its commands have."""
 
 import argparse
+import difflib
+import math
+import re
+from collections.abc import Iterable
 from functools import partial
+
+_MOST = 2**31 - 1  # of a count; no tensor that a command makes has more rows
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one sentence: the usage is a `--help` away."""
+    """argparse, but an error is one sentence: the usage is a `--help` away. `known`: the options it has."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.set_defaults(known=list(self._option_string_actions))
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
-        self.exit(2, f"cats: {message} (`{self.prog} --help` shows how).\n")
+        self.exit(2, f"cats: {one_line(message)} (`{self.prog} --help` shows how).\n")
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            one_of = ", ".join(map(str, action.choices))
+            message = f"invalid choice: {value!r}{near(value, action.choices)}, choose from {one_of}"
+            raise argparse.ArgumentError(action, message)
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """The text " (did you mean X?)" of `cats.errors`, here without the seconds that the library takes."""
+    found = difflib.get_close_matches(word.partition("=")[0], list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def one_line(text: str) -> str:
+    """A text that a terminal shows as one line: no control characters, no word of more than 200 letters."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    words = (word if len(word) <= 200 else f"{word[:100]}…{word[-20:]}" for word in shown.split(" "))
+    return " ".join(filter(None, words))
 
 
 class Version(argparse.Action):
@@ -26,24 +55,28 @@ class Version(argparse.Action):
 
 def count(text: str, kind: type = int, least: int = 1) -> float:
     """A number of at least `least`, as an option's value."""
-    try:
-        number = kind(text.replace("_", ""))
-    except ValueError:
-        number = least - 1
-    if not number >= least:  # as nan is not
+    value = number(text, kind)
+    if not value >= least:  # as nan is not
         raise argparse.ArgumentTypeError(f"{text} is no {'whole ' * (kind is int)}number of at least {least}")
-    return number
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"{text} is more than {_MOST:,}")
+    return value
 
 
 def share(text: str) -> float:
     """A number in [0, 1), as an option's value."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 1.0
-    if not 0 <= number < 1:
+    value = number(text, float)
+    if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is no share from 0 to below 1")
-    return number
+    return value
+
+
+def number(text: str, kind: type) -> float:
+    """The value of a decimal number, nan for any other text: Python's own int and float take "1_0" too."""
+    pattern = r"[-+]?\d+" if kind is int else r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+    if not re.fullmatch(pattern, text, re.ASCII):
+        return math.nan
+    return kind(text) if len(text) < 400 else math.inf
 
 
 minutes = partial(count, kind=float, least=0)

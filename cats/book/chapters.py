@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
-import yaml
 from nbformat import NotebookNode
 
 from cats import paths
-from cats.errors import CatsError, did_you_mean
+from cats.errors import CatsError, did_you_mean, explained
+from cats.records import yaml_file
 
 PARAMETERS = "parameters"
 INJECTED = "injected-parameters"  # papermill's tag for the cell that overrides the parameters cell
@@ -23,9 +23,7 @@ KEPT_CELL_METADATA = {"tags", "mystnb", "jupyter", "editable"}
 def names() -> list[str]:
     """The executable chapters, without suffix, in the order of the table of contents."""
     toc_file = paths.in_clone(paths.BOOK) / "_toc.yml"
-    if not toc_file.exists():
-        raise CatsError(f"There is no {toc_file}: restore it with git.")
-    toc = yaml.safe_load(toc_file.read_text(encoding="utf-8"))
+    toc = yaml_file.read(toc_file, "table of contents")
     listed = [toc["root"], *_files(toc)]
     return [name for name in listed if path(name).exists()]
 
@@ -50,11 +48,8 @@ def select(wanted: Iterable[str]) -> list[str]:
 
 def read(file: Path) -> NotebookNode:
     """A notebook; CatsError where it is not one."""
-    try:
+    with explained(f"The chapter {file} is not a whole notebook", "restore it with git"):
         return nbformat.read(file, as_version=4)
-    except (OSError, ValueError, nbformat.ValidationError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a whole notebook"
-        raise CatsError(f"The chapter {file} cannot be read ({reason}): restore it with git.") from error
 
 
 def write(notebook: NotebookNode, file: Path) -> None:

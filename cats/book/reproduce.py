@@ -16,14 +16,14 @@ from pathlib import Path
 
 import papermill
 import psutil
-import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from cats import paths
 from cats.book import chapters, processes
-from cats.errors import CatsError
+from cats.errors import CatsError, explained
+from cats.records import yaml_file
 
 PARAMS = paths.BOOK / "params"
 # What these print of times and memory is of a machine that does nothing else.
@@ -55,10 +55,7 @@ def load_profile(profile: str) -> dict:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in PARAMS.glob("*.yml")))
         raise CatsError(f"There is no profile {profile!r}: use one of {known}, or a path that ends in .yml.")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CatsError(f"{file} is not valid YAML: {' '.join(str(error).split())[:150]}.") from error
+    values = yaml_file.read(file, "profile") or {}
     if not isinstance(values, dict):
         raise CatsError(f"{file} must map parameter names to values, one a line.")
     return values
@@ -71,10 +68,8 @@ def parse_parameters(pairs: Sequence[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise CatsError(f"The parameter {pair!r} has no value: write name=value.")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise CatsError(f"The parameter {pair!r} is not valid YAML: quote the value.") from error
+        with explained(f"The parameter {pair!r} is not valid YAML", "quote the value"):
+            values[name] = yaml_file.parse(value)
     return values
 
 
@@ -105,6 +100,10 @@ def reproduce(
     given.update(parameters or {})
     for known in defaults.values():
         _check_types(given, known)
+    if output:
+        paths.check_writable(output)
+        if output.resolve() == paths.BOOK:
+            raise CatsError("The output is the book itself: use --in-place to replace its notebooks.")
     destination = paths.BOOK if in_place else output or _live_copy()
     work = {}
     for name in selected:
@@ -155,12 +154,16 @@ def _begin_worker(threads: int) -> None:
 
 def _check_types(given: Mapping, defaults: Mapping) -> None:
     for name, default in defaults.items():
-        if name not in given or default is None or given[name] is None:
+        if name not in given or default is None:
             continue
+        if given[name] is None:
+            raise CatsError(f"The parameter {name} is empty: give one such as {default!r}, or leave it out.")
         wanted = (int, float) if type(default) is float else type(default)
         value, kind = given[name], type(default).__name__
         article = "an" if kind[0] in "aeiou" else "a"
-        if not isinstance(value, wanted) or isinstance(value, bool) is not isinstance(default, bool):
+        finite = not isinstance(value, (int, float)) or abs(value) < 2**63
+        fits = isinstance(value, wanted) and isinstance(value, bool) is isinstance(default, bool)
+        if not (fits and finite):
             raise CatsError(
                 f"The parameter {name} is {value!r}, but must be {article} {kind} such as {default!r}."
             )

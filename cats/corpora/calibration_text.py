@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from cats import paths
 from cats.corpora.batches import Batches, batches, mixed
 from cats.corpora.corpus import DEFAULT, load
 from cats.corpora.readers import HUB, LOCAL
@@ -56,7 +57,7 @@ class Calibration:
                 load(name, split=self.split)
 
     def _names(self) -> list[str]:
-        is_file = Path(self.corpus).expanduser().is_file()  # whose path may have a "+" in it
+        is_file = paths.named(self.corpus).is_file()  # whose path may have a "+" in it
         return [self.corpus] if is_file else self.corpus.split("+")
 
     def batches(self, tokenizer, device: str, sample: Callable[[int, int], Path] | None = None) -> Batches:

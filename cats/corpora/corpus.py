@@ -3,8 +3,8 @@
 import hashlib
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
+from cats import paths
 from cats.corpora.readers import HUB, LOCAL, read_file
 from cats.errors import CatsError, did_you_mean
 
@@ -80,7 +80,7 @@ def load(
 
 def _local(name: str, split: str, field: str) -> tuple[list[str], dict]:
     """Documents that need no hub: by registry or by path, split by a hash of each one."""
-    path = Path(name).expanduser()
+    path = paths.named(name)
     if name in LOCAL:
         keyed, extra = LOCAL[name]()
     elif path.suffix in {".txt", ".jsonl", ".gz"}:

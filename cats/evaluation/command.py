@@ -22,21 +22,23 @@ from cats.records.text_table import text_table
 def main(given: Namespace) -> None:
     """Check everything first, then evaluate; `given` as `cats_cli` parses it."""
     runs = _runs(given)
+    output, records = Path(given.output), Path(given.records or given.output)
+    for folder in (output, records):
+        paths.check_writable(folder)
     checked = plan.check(runs, given.data_dir)
     if given.dry_run:
         print("\n".join(checked))
         return
     processes = join(runs[0].device if runs else "cpu")
-    output = paths.made(Path(given.output))
+    paths.made(output)
     if given.plan:
-        folder = paths.made(Path(given.records)) if given.records else output
         done = plan.execute(
             runs,
             output,
             processes=processes,
             data_dir=given.data_dir,
             minutes=given.minutes,
-            records=folder,
+            records=paths.made(records),
             so_far=given.so_far,
         )
         if processes.leads:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import datasets
 
-from cats.errors import CatsError
+from cats import paths
+from cats.errors import CatsError, explained
 
 DATA_DIR = "CATS_EVAL_DATA"
 _HALF = re.compile("[\ud800-\udfff]")
@@ -27,7 +28,7 @@ def mirror(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
     root = data_dir or os.environ.get(DATA_DIR)
     if not root:
         return None
-    root = Path(root).expanduser()
+    root = paths.named(root)
     if not root.is_dir():
         raise CatsError(f"The folder of local mirrors {root} does not exist: check --data-dir or {DATA_DIR}.")
     return root / name if (root / name).is_dir() else None
@@ -106,5 +107,6 @@ def _whole(value):
 def _expected(sums: Path) -> dict[str, str]:
     if not sums.is_file():
         return {}
-    pairs = (line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip())
-    return {name.strip().lstrip("*").removeprefix("./"): digest for digest, name in pairs}
+    with explained(f"The list {sums} is none of sha256 and names", "copy it again"):
+        pairs = [line.split(maxsplit=1) for line in sums.read_text("utf-8-sig").splitlines() if line.strip()]
+        return {name.strip().lstrip("*").removeprefix("./"): digest for digest, name in pairs}

@@ -5,7 +5,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from cats import paths
-from cats.errors import CatsError
 from cats.evaluation.distributed import join
 from cats.finetuning import compare, plan
 
@@ -18,9 +17,6 @@ _OWN = ("model", "device", "train", "heldout", "heldout_rows", "data_dir", "save
 
 def main(given: Namespace) -> None:
     """Check everything first, then train; `given` as `cats_cli` parses it."""
-    empty = [name for name, value in vars(given).items() if value == "" and name != "best"]
-    if empty:
-        raise CatsError(f"--{empty[0].replace('_', '-')} is empty: give it a value, or leave it out.")
     wanted = _wanted(given)
     output = Path(given.output)
     folder = Path(given.records) if given.records else output

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cats import corpora
+from cats import corpora, paths
 from cats.corpora.readers import read_rows
 from cats.errors import CatsError
 
@@ -191,7 +191,7 @@ def examples(name: str, split: str, data_dir: str | None) -> tuple[list[Example]
     """
     if name.startswith(TASK):
         return _task(name.removeprefix(TASK), split, data_dir)
-    path = Path(name).expanduser()
+    path = paths.named(name)
     rows, extra = read_rows(path, "prompt", "response")
     found = [Example(*row) for row in rows]
     for number, row in enumerate(found, 1):

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from cats import paths
 from cats.errors import CatsError, did_you_mean
 from cats.models import memory
 from cats.models.archives import SOURCES
@@ -137,7 +138,7 @@ def _locate(name: str) -> tuple[dict, dict]:
             "sha256": SOURCES[name].sha256,
             "read_from": EMBEDDED[name].read_from,
         }
-    path = Path(name).expanduser()
+    path = paths.named(name)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise CatsError(f"The folder {name} holds no config.json, so it is no saved Transformers model.")

@@ -76,14 +76,19 @@ def available(device: str) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9 + _reclaimable()
 
 
-def check(name: str, config: PretrainedConfig, dtype: str, device: str) -> Estimate:
-    """The estimate; raises CatsError, before anything is loaded, where the device has less memory free."""
-    needed = estimate(config, dtype)
+def check(
+    name: str, config: PretrainedConfig, dtype: str, device: str, *, tokens: int = 2048
+) -> Estimate:
+    """The estimate for calls of `tokens` tokens; raises CatsError where the device has less memory free.
+
+    Nothing is loaded for it.
+    """
+    needed = estimate(config, dtype, tokens=tokens)
     free = available(device)
     if needed.total > free:
         raise CatsError(
             f"{name} in {dtype} needs about {needed} and {device} has {free:.1f} GB free: "
-            "use bfloat16, a larger device, device auto for several GPUs, or a smaller model."
+            "use bfloat16, a larger device, device auto for several GPUs, a smaller batch or a smaller model."
         )
     return needed
 

@@ -13,13 +13,14 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from cats import paths
-from cats.errors import CatsError
+from cats.errors import CatsError, explained
 from cats.records import identity, origin
 from cats.records.origin import Origin
 from cats.records.rows import COLUMNS
 
 SCHEMA = 2
 _PARTS = ("experiment", "parameters", "origins", "rows", "model", "data", "written")
+_KINDS = {"parameters": dict, "origins": list, "rows": list, "model": dict, "data": dict, "written": str}
 _ABSENT = object()
 
 
@@ -188,18 +189,21 @@ def _columns(experiment: str) -> tuple[str, ...]:
 
 
 def _open(path: Path, experiment: str) -> Record:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CatsError(
-            f"The record {path.name} is truncated or no JSON: restore it or measure again."
-        ) from error
+    with explained(f"The record {path.name} is truncated or no JSON", "restore it or measure again"):
+        content = json.loads(path.read_bytes())
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise CatsError(f"The record {path.name} is not of schema {SCHEMA}: this version cannot read it.")
     absent = [part for part in _PARTS if part not in content]
     if absent or content["experiment"] != experiment:
         what = f"lacks {', '.join(absent)}" if absent else f"is of the experiment {content['experiment']!r}"
         raise CatsError(f"The record {path.name} {what}: restore it or measure again.")
+    other = [part for part, kind in _KINDS.items() if not isinstance(content[part], kind)]
+    for part in {"origins", "rows"} - set(other):
+        other += [part] * any(not isinstance(item, dict) for item in content[part])
+    if other:
+        raise CatsError(
+            f"The record {path.name} has {other[0]} of another type: restore it or measure again."
+        )
     return Record(path, content)
 
 

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import yaml
 
-from cats.errors import CatsError
+from cats.errors import explained
 
 _KEPT = ("null", "bool", "merge")  # of its implicit types
-_ALIASES = 100  # a file written by hand has a few; nested ones multiply beyond any memory
+_ALIASES = 100  # a file written by hand has a few
+_VALUES = 100_000  # with what its aliases stand for: nested ones multiply beyond any memory
 
 
 class Loader(yaml.SafeLoader):
@@ -19,14 +20,29 @@ class Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in _KEPT]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    aliases = 0
+    aliases = values = 0
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}  # of each node, by its id: how many values it stands for
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
+        before = self.values
+        alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if alias:
             self.aliases += 1
             if self.aliases > _ALIASES:
                 raise yaml.YAMLError(f"more than {_ALIASES} aliases")
-        return super().compose_node(parent, index)
+            if id(node) not in self._sizes:
+                raise yaml.YAMLError("an alias of what it is itself in")
+            self.values += self._sizes[id(node)]
+        else:
+            self.values += 1
+            self._sizes[id(node)] = self.values - before
+        if self.values > _VALUES:
+            raise yaml.YAMLError(f"more than {_VALUES:,} values")
+        return node
 
 
 def _whole(loader: Loader, node) -> int:
@@ -48,11 +64,8 @@ Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def parse(text: str):
-    """The value of a YAML text; raises yaml.YAMLError or ValueError where it is none, in one line."""
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
-    except RecursionError as error:
-        raise yaml.YAMLError("nested too deeply") from error
+    """The value of a YAML text; raises yaml.YAMLError, ValueError or RecursionError where it is none."""
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 
 
 def read(path: Path, what: str):
@@ -60,11 +73,7 @@ def read(path: Path, what: str):
 
     Raises CatsError for a file that cannot be read or is no YAML.
     """
-    try:
-        return parse(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CatsError(f"The {what} {path} cannot be read: {reason}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        first = (str(error).splitlines() or ["empty"])[0][:160]
-        raise CatsError(f"The {what} {path} is not valid YAML ({first}).") from error
+    with explained(f"The {what} {path} cannot be read", "check the path"):
+        text = path.read_bytes()
+    with explained(f"The {what} {path} is not valid YAML", "correct it"):
+        return parse(text.decode("utf-8-sig"))

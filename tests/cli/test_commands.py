@@ -80,7 +80,7 @@ WRONG = {
     "inspect random:llama-9": "Unknown geometry",
     "inspect truncated.json": "may be truncated",
     "inspect later.json": "schema 99",
-    "inspect list.json": "schema",
+    "inspect list.json": "is no object of names and values",
     "inspect absent.json": "cannot be read",
     "perplexity --thresholds good.json --model random:smollm2-135m-instruct --documents 2": "other weights",
     "perplexity --thresholds truncated.json": "may be truncated",
