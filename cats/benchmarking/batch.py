@@ -41,7 +41,8 @@ def measure(options: Namespace) -> None:
             bench.best = best = bench.best or best
             bench.sparse(sparsity, VARIANTS)
             rows += bench.rows
-    workload.record("mlp_latency", options, rows, model, data, started, ops=workload.mlp_ops(options.rows))
+    ops = workload.mlp_ops(options.batch_sizes)
+    workload.record("mlp_latency", options, rows, model, data, started, ops=ops)
 
 
 def kinds(options) -> list:

@@ -66,9 +66,12 @@ def _on_device(x, w_gate, w_up, w_down_t, threshold, activation, mask=None, out_
     if mask is not None:
         mask = mask.contiguous()
     out_dtype = x.dtype if out_dtype is None else out_dtype
+    kernel = registry.choose(x.shape[0], w_gate.dtype)
+    if kernel is None:
+        exact = {"out_dtype": out_dtype, "accumulate": x.dtype}
+        return reference.cats_mlp(x, w_gate, w_up, w_down_t, threshold, activation, mask, **exact)
     if mask is not None and x.shape[0] == 1:
         mask = mask.view(-1)
-    kernel = registry.choose(x.shape[0], w_gate.dtype)
     return kernel.module.launch(x, w_gate, w_up, w_down_t, threshold, activation, mask, out_dtype)
 
 

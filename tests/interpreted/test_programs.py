@@ -125,8 +125,8 @@ def test_a_token_rate_and_its_first_token_come_from_one_call(monkeypatch):
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(decode.time, "perf_counter", lambda: next(clock))
     net = toy_model()
-    prompt = torch.arange(8)[None]
-    bench = SimpleNamespace(model=net, prompt=prompt, device=torch.device("cpu"), length=14)
+    prompt = torch.arange(8, device=net.device)[None]
+    bench = SimpleNamespace(model=net, prompt=prompt, device=net.device, length=14)
     rate, first, tokens = decode.generate(bench, 6)
     assert (rate, first) == (5 / 5, 5) and tokens.shape == (1, 14)
     rate, first, greedy = decode.generate_greedy(bench, 6)

@@ -34,6 +34,11 @@ def test_records_name_a_kernel_and_its_version(name):
     assert identity.today(name)
 
 
-def test_no_kernel_takes_more_rows_than_there_are_kernels_for():
-    with pytest.raises(ValueError, match="No kernel takes 17 rows"):
-        registry.choose(registry.MAX_ROWS + 1, torch.float32)
+def test_calls_that_no_kernel_takes_are_dense_products():
+    assert registry.choose(registry.MAX_ROWS + 1, torch.float32) is None
+    assert registry.choose(4, torch.float64) is None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, *weights = (torch.randn(size, 24, device=device, dtype=torch.float64) for size in (4, 30, 30, 30))
+    t = torch.tensor(0.1, device=device)
+    expected = reference.cats_mlp(x, *weights, t, accumulate=torch.float64)
+    torch.testing.assert_close(cats_kernels.cats_mlp(x, *weights, t), expected)

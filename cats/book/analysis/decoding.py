@@ -1,5 +1,6 @@
 """Recorded rates of whole models: gains over the fastest dense decoding, their bounds, and this CPU."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -192,6 +193,23 @@ def cpu_table(rows: pd.DataFrame) -> Table:
     }
     frame = rows[list(columns)].rename(columns={key: name for key, (name, _) in columns.items()})
     return Table(frame, dict(columns.values()), caption="Decoding on a CPU, recorded")
+
+
+def h200_table(record: records.Record) -> Table:
+    """The loop's rates on an H200, dense and sparse; no gain stands where it would exceed the byte bound."""
+    rows = record.rows[record.rows.variant.isin(["dense_loop", "cats_loop"])].sort_values("sparsity")
+    gains = rows.speedup_over_best_dense.to_numpy(dtype=float)
+    frame = pd.DataFrame(
+        {
+            "gate sparsity": [f"{s:.0%}" if s else "dense" for s in rows.sparsity],
+            "tokens/s": rows.tokens_per_s,
+            "× dense": ["not reported" if math.isnan(gain) else f"{gain:.2f}" for gain in gains],
+            "byte bound": rows.bound_speedup,
+        }
+    )
+    formats = {"tokens/s": "{:.1f}", "byte bound": "{:.2f}"}
+    caption = f"Llama-2-7B's geometry, random weights, bfloat16, batch 1, 128 new tokens, {record.device}"
+    return Table(frame, formats, caption=caption)
 
 
 def live_table(rows: pd.DataFrame) -> Table:
