@@ -18,7 +18,8 @@ FLOORS = (
     {"decoding", "models", "calibration"},
     {"corpora", "criteria"},
     {"evaluation", "benchmarking"},
-    {"finetuning", "book"},
+    {"finetuning"},
+    {"book"},
     {"__init__", "__main__", "cli"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -34,15 +34,15 @@ class PromptWatch:
         if "past_key_values" not in self.names or (ids is None and embeddings is None):
             return
         tokens = ids.shape[-1] if ids is not None else embeddings.shape[-2]
-        held = 0 if cache is None else cache.get_seq_length()
-        if isinstance(held, torch.Tensor):  # a static cache: asking for one token's step would stop the GPU
-            held = 1 if tokens == 1 or torch.compiler.is_compiling() else int(held)
-        if tokens > 1 and held > 0:
+        cached = 0 if cache is None else cache.get_seq_length()
+        if isinstance(cached, torch.Tensor):  # a static cache: asking for one token's step would stop the GPU
+            cached = 1 if tokens == 1 or torch.compiler.is_compiling() else int(cached)
+        if tokens > 1 and cached > 0:
             raise CatsError(
                 f'prefill="dense" cannot tell what {tokens} tokens on a cache that is not empty are, a later '
                 'part of a prompt or candidates of speculative decoding: sparsify with prefill="masked".'
             )
-        self._set(held == 0)
+        self._set(cached == 0)
 
     def end(self, *_) -> None:
         """After a call of the decoder, also one that failed."""

@@ -73,8 +73,8 @@ def reported(name: str, **keys) -> Reported:
             raise CatsError(f"The table {name} has no column {key!r}: use some of {', '.join(rows.columns)}.")
         matching = rows[rows[key] == wanted]
         if matching.empty:
-            held = ", ".join(map(str, rows[key].dropna().unique()[:8])) or "nothing"
-            raise CatsError(f"The table {name} reports nothing for {key}={wanted!r} here: it has {held}.")
+            values = ", ".join(map(str, rows[key].dropna().unique()[:8])) or "nothing"
+            raise CatsError(f"The table {name} reports nothing for {key}={wanted!r} here: it has {values}.")
         rows = matching
     if len(rows) > 1:
         open_keys = [key for key in rows.columns[:10] if rows[key].nunique(dropna=False) > 1]

@@ -42,7 +42,7 @@ def boxes():
     tasks = recorded.rows("zero_shot", list(recorded.MODELS))
     found = {name: rivals.averages(rows) for name, rows in _rivals().items()}
     sweep = disputed.sweep(disputed.slugs("gemma-3-270m"))
-    runs = {"smollm2-135m": recovery.gaps(recovery.held("smollm2-135m"))}
+    runs = {"smollm2-135m": recovery.gaps(recovery.records_of("smollm2-135m"))}
     return {
         "03": perplexity.box(recorded.rows("perplexity", list(recorded.MODELS))),
         "04": zero_shot.box(tasks),
@@ -111,7 +111,7 @@ def test_gaps_begin_at_the_difference_to_dense_before_training():
     start = rows[rows.step == 0].groupby("method").heldout_nll_nats.mean()
     assert gaps.before["cats 0.5"] == pytest.approx(start["cats 0.5"] - start["dense"])
     assert gaps.before["dense"] == 0 and gaps.low["cats 0.5"] <= gaps.after["cats 0.5"]
-    runs = recovery.gaps(recovery.held("smollm2-135m"))
+    runs = recovery.gaps(recovery.records_of("smollm2-135m"))
     plain = runs[runs.recipe == recovery.PLAIN]
     assert plain.of_plain.tolist() == pytest.approx([1.0] * len(plain))
 

@@ -58,8 +58,8 @@ class Distribution:
 
     def largest(self, *groups: str) -> Tensor:
         """Left edge [L] of the highest bin that holds a value: the largest |z|, to 0.1 %."""
-        held = self._pick(self.magnitudes, groups) > 0
-        last = held.shape[-1] - 1 - held.flip(-1).int().argmax(-1)
+        occupied = self._pick(self.magnitudes, groups) > 0
+        last = occupied.shape[-1] - 1 - occupied.flip(-1).int().argmax(-1)
         return self.binning.edges()[last]
 
     def negative_share(self, *groups: str) -> Tensor:

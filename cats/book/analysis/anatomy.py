@@ -184,9 +184,9 @@ def _add(quiet: dict, layer: int, active: Tensor, sizes: Sequence[int]) -> None:
         groups = len(active) // size
         if groups:
             needed = active[: groups * size].unflatten(0, (groups, size)).any(1)
-            held = quiet[layer, size]
-            held[0] += float((~needed).double().mean()) * groups
-            held[1] += groups
+            counts = quiet[layer, size]
+            counts[0] += float((~needed).double().mean()) * groups
+            counts[1] += groups
 
 
 def _chunks(quiet: dict, frequency: list[Tensor]) -> pd.DataFrame:

@@ -258,6 +258,6 @@ def rows_table(slugs: Sequence[str], counts: Sequence[int]) -> tuple[Table | Non
 
 
 def _recorded(experiment: str, names: Sequence[str]) -> pd.DataFrame:
-    held = [record for name in names if (record := recorded.find(experiment, name)) is not None]
-    parts = [label(record.rows, record.content["parameters"]["calibration"]) for record in held]
+    present = [record for name in names if (record := recorded.find(experiment, name)) is not None]
+    parts = [label(record.rows, record.content["parameters"]["calibration"]) for record in present]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

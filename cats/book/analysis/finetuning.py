@@ -34,7 +34,7 @@ def run_name(slug: str) -> str:
     return f"{name}, long" if kind == "whole" else name
 
 
-def held(slugs: Sequence[str]) -> dict[str, records.Record]:
+def records_of(slugs: Sequence[str]) -> dict[str, records.Record]:
     """The records `finetuning-<slug>` that there are, by slug."""
     found = {slug: recorded.find("finetuning", slug) for slug in slugs}
     return {slug: record for slug, record in found.items() if record is not None}
@@ -88,7 +88,7 @@ def found(slug: str) -> str:
 
 def box(slugs: Sequence[str]) -> Box:
     """The chapter in a box, from the first record there is."""
-    there = held(slugs)
+    there = records_of(slugs)
     if not there:
         answer = "Nothing is recorded at full size yet."
     else:
@@ -145,7 +145,7 @@ def ends_table(rows: pd.DataFrame, caption: str) -> Table:
 def curves(live: pd.DataFrame, slugs: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Panels of `plots.finetuning.curves`: recorded loss and accuracy, then the live run."""
     frames = {}
-    for slug, record in held(slugs).items():
+    for slug, record in records_of(slugs).items():
         rows, name = trained(record.rows), run_name(slug)
         frames[f"{name}, nats"] = rows.assign(value=rows.heldout_nll_nats)
         if rows.zero_shot_avg.notna().any():
@@ -157,7 +157,7 @@ def curves(live: pd.DataFrame, slugs: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 def realised(live: pd.DataFrame, slugs: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Panels of `plots.finetuning.realised`: each record, then the live run."""
-    frames = {run_name(slug): by_layer(trained(record.rows)) for slug, record in held(slugs).items()}
+    frames = {run_name(slug): by_layer(trained(record.rows)) for slug, record in records_of(slugs).items()}
     return frames | {"live": by_layer(live)}
 
 
@@ -190,7 +190,7 @@ def halves(whole: pd.DataFrame, half: pd.DataFrame) -> pd.DataFrame:
 
 def halves_table(whole: str, half: str) -> Table | None:
     """Held-out loss by step at a whole and at half a batch, from two records; None where one is missing."""
-    there = held([whole, half])
+    there = records_of([whole, half])
     if len(there) < 2:
         return None
     rows, other = there[whole].rows, there[half].rows
@@ -223,7 +223,7 @@ def comparisons() -> list[Comparison]:
 def step_table(slugs: Sequence[str]) -> Table | None:
     """Seconds and memory of a training step, dense and CATS, a line a record; None without records."""
     lines = []
-    for record in held(slugs).values():
+    for record in records_of(slugs).values():
         given = record.content["parameters"]
         runs = pd.DataFrame(costs(given["runs"]))
         dense, sparse = (runs[mask].iloc[0] for mask in (runs.method == "dense", runs.method != "dense"))

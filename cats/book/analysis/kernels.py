@@ -202,8 +202,8 @@ def checks(found: Sequence[records.Record]) -> str:
         for tool, rows in record.rows.groupby("tool"):
             passed = int((rows.outcome == "passed").sum())
             parts[tool] = _CHECKED[tool].format(passed, len(rows), rows.findings.iloc[0])
-    told = listed([parts[tool] for tool in _CHECKED if tool in parts])
-    return f"{told[0].upper()}{told[1:]}." if told else "No run of the tests is recorded yet."
+    words = listed([parts[tool] for tool in _CHECKED if tool in parts])
+    return f"{words[0].upper()}{words[1:]}." if words else "No run of the tests is recorded yet."
 
 
 def numbers(measured: Measured, masks: pd.DataFrame) -> dict:

@@ -46,8 +46,8 @@ def quality(caption: str, rows: pd.DataFrame) -> str:
 def find(experiment: str, slug: str) -> records.Record | None:
     """The newest record <experiment>-<slug>, None where there is none; CatsError for a damaged file."""
     name = re.compile(rf"{re.escape(experiment)}-{re.escape(slug)}(-\d+)?")
-    held = [record for record in records.every(experiment) if name.fullmatch(record.path.stem)]
-    return held[-1] if held else None
+    matching = [record for record in records.every(experiment) if name.fullmatch(record.path.stem)]
+    return matching[-1] if matching else None
 
 
 def sentence(experiment: str, *slugs: str) -> str:
@@ -62,8 +62,8 @@ def sentence(experiment: str, *slugs: str) -> str:
         known = f" ({record.origin()})" if len(record.origins) > 1 or not record.traced else ""
         names.setdefault((record.device, record.days), []).append(record.path.stem + known + changed)
     said = [
-        f"Measured on {device}, {day}, record{'s' * (len(held) > 1)} {', '.join(held)}."
-        for (device, day), held in names.items()
+        f"Measured on {device}, {day}, record{'s' * (len(matching) > 1)} {', '.join(matching)}."
+        for (device, day), matching in names.items()
     ]
     return " ".join([*said, _missing(missing)] if missing else said)
 
@@ -74,13 +74,13 @@ def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:
     `read_from`: the file format that the weights were read back from, None for full precision. A rule is
     called what it is called today.
     """
-    held = [(slug, record) for slug in slugs if (record := find(experiment, slug)) is not None]
-    if not held:
+    matching = [(slug, record) for slug in slugs if (record := find(experiment, slug)) is not None]
+    if not matching:
         return pd.DataFrame()
     found = pd.concat(
         [
             record.rows.assign(record=slug, read_from=(record.content.get("model") or {}).get("read_from"))
-            for slug, record in held
+            for slug, record in matching
         ],
         ignore_index=True,
     )
@@ -92,9 +92,9 @@ def rows(experiment: str, slugs: Sequence[str]) -> pd.DataFrame:
 
 def provenance(experiment: str, slugs: Sequence[str]) -> str:
     """A line for each record there is, and one sentence that names those there are not."""
-    held = {slug: find(experiment, slug) for slug in slugs}
-    lines = [record.provenance() for record in held.values() if record is not None]
-    missing = [f"{experiment}-{slug}" for slug, record in held.items() if record is None]
+    matching = {slug: find(experiment, slug) for slug in slugs}
+    lines = [record.provenance() for record in matching.values() if record is not None]
+    missing = [f"{experiment}-{slug}" for slug, record in matching.items() if record is None]
     return "\n".join([*lines, _missing(missing)] if missing else lines)
 
 

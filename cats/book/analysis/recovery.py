@@ -74,7 +74,7 @@ def gaps(runs: Mapping[str, records.Record], column: str = "heldout_nll_nats") -
     return frame.assign(of_plain=frame.after / frame.sparsity.map(plain))
 
 
-def held(model: str) -> dict[str, records.Record]:
+def records_of(model: str) -> dict[str, records.Record]:
     """The records of a model's recipes; none where plain LoRA is not among them."""
     found = {name: recorded.find("finetuning", f"recovery-{name}-{model}") for name in RECIPES}
     found = {name: record for name, record in found.items() if record is not None}

@@ -108,10 +108,10 @@ def missing(rows: pd.DataFrame, names: Sequence[str], levels: Sequence[float]) -
     """What of `names` at `levels` is not among rows of `placed`: "top-k", or "top-k at 40%" where the other
     is.
     """
-    held = set(zip(rows.rule, rows.level, strict=True))
+    measured = set(zip(rows.rule, rows.level, strict=True))
     found = []
     for name in names:
-        absent = [level for level in levels if (name, level) not in held]
+        absent = [level for level in levels if (name, level) not in measured]
         if len(absent) == len(levels):
             found.append(name)
         else:
@@ -138,11 +138,11 @@ def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
     parts = []
     if len(tasks):
         mean = averages(tasks)
-        told = [
+        shown = [
             f"{-row.lost:+.2f} [{100 * row.delta_low:+.2f}, {100 * row.delta_high:+.2f}]"
             for row in mean.itertuples()
         ]
-        parts.append(_wide(mean.assign(points=told), "points", " [95 %]"))
+        parts.append(_wide(mean.assign(points=shown), "points", " [95 %]"))
     if len(texts):
         text = texts[texts.unit == "token"]
         text = text[text.corpus == text.corpus.iloc[0]]

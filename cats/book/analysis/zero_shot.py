@@ -28,14 +28,14 @@ _PAPER = (
 )
 
 
-def averages(held: pd.DataFrame) -> pd.DataFrame:
+def averages(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the mean over the paper's eight tasks; empty where nothing is recorded."""
-    return held[held.task == AVERAGE] if len(held) else held
+    return results[results.task == AVERAGE] if len(results) else results
 
 
-def half(held: pd.DataFrame) -> pd.DataFrame:
+def half(results: pd.DataFrame) -> pd.DataFrame:
     """CATS at 50 % on the mean of the eight tasks, a row each record, with share, low and high of dense."""
-    rows = averages(held)
+    rows = averages(results)
     if not len(rows):
         return rows
     rows = rows[(rows.rule == "cats") & (rows.gate_sparsity == 0.5)]
@@ -45,17 +45,17 @@ def half(held: pd.DataFrame) -> pd.DataFrame:
     ).astype({"share": float, "low": float, "high": float})
 
 
-def kept(held: pd.DataFrame) -> str:
+def kept(results: pd.DataFrame) -> str:
     """What CATS at 50 % keeps of the dense average, by record, as words of a table."""
-    shares = [f"{row.record} {row.share:.1%}" for row in half(held).itertuples()]
+    shares = [f"{row.record} {row.share:.1%}" for row in half(results).itertuples()]
     return f"kept of the dense average at 50%: {', '.join(shares)}" if shares else "not measured on full sets"
 
 
-def box(held: pd.DataFrame) -> Box:
+def box(results: pd.DataFrame) -> Box:
     """The chapter in a box, with the interval of each model."""
     phrases = [
         f"{recorded.model_name(row.record)} {row.share:.1%} ({row.low:.1%} to {row.high:.1%})"
-        for row in half(held).itertuples()
+        for row in half(results).itertuples()
     ]
     answer = "No full test set is recorded."
     if phrases:
@@ -94,18 +94,18 @@ def live_table(answers: pd.DataFrame) -> Table:
     return Table(frame, formats, caption="Live: the same questions, dense and sparse")
 
 
-def forest(held: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+def forest(results: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """Rows of `plots.zero_shot.forest`: CATS and centred of the first record by task, then the live ones."""
     parts = []
-    if len(held):
-        rows = held[(held.record == held.record.iloc[0]) & (held.task != AVERAGE)]
+    if len(results):
+        rows = results[(results.record == results.record.iloc[0]) & (results.task != AVERAGE)]
         parts.append(rows[rows.rule.isin(["cats", "centred"]) & rows.gate_sparsity.isin([0.5, 0.7])])
     parts.append(answers.assign(task=answers.task + " (live)"))
     rows = pd.concat(parts)
     return rows[rows.rule != "dense"]
 
 
-def points(held: pd.DataFrame) -> pd.DataFrame:
+def points(results: pd.DataFrame) -> pd.DataFrame:
     """Shares of the dense average for `plots.zero_shot.kept`: the paper's first, then those of records."""
     table = paper.table("zero_shot")
     table = table[(table.quantity == "mean accuracy") & table.gate_sparsity.notna()]
@@ -116,7 +116,7 @@ def points(held: pd.DataFrame) -> pd.DataFrame:
         for row in part[part.method == "CATS"].itertuples():
             level, share = row.gate_sparsity, row.value / base
             rows.append((f"{name}, paper", level, shape.model_sparsity(level), share, None, None, True))
-    for row in averages(held).itertuples():
+    for row in averages(results).itertuples():
         if row.rule in ("cats", "centred"):
             base, name = row.acc - row.delta_acc, f"{recorded.model_name(row.record)}, {row.method}"
             shares = row.acc / base, 1 + row.delta_low / base, 1 + row.delta_high / base
@@ -134,11 +134,11 @@ def full_table(part: pd.DataFrame) -> Table:
     return Table(wide, dict.fromkeys(wide.columns[1:], "{:.1f}"), caption=caption)
 
 
-def cards(held: pd.DataFrame) -> Table | None:
+def cards(results: pd.DataFrame) -> Table | None:
     """Dense scores beside those that the models' makers print; None where nothing is recorded."""
     lines = []
-    for card in paper.table("model_cards").itertuples() if len(held) else ():
-        dense = held[(held.record == card.model) & (held.rule == "dense")]
+    for card in paper.table("model_cards").itertuples() if len(results) else ():
+        dense = results[(results.record == card.model) & (results.rule == "dense")]
         for row in dense[dense.task.str.startswith(card.task)].to_dict("records"):
             score, error = row[card.quantity], row[f"{card.quantity}_se"]
             lines.append(

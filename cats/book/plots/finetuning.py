@@ -26,9 +26,9 @@ def by_layer(rows: pd.DataFrame, column: str = "realised_by_layer") -> pd.DataFr
     `rows` of a record of fine-tuning: those of CATS as it was calibrated, over seeds.
     """
     cats = rows.method.str.startswith("cats ") & ~rows.method.str.contains("recalibrated")
-    held = rows[cats & rows[column].notna()]
+    panels = rows[cats & rows[column].notna()]
     found = []
-    for (sparsity, _), curve in held.groupby(["sparsity", "seed"]):
+    for (sparsity, _), curve in panels.groupby(["sparsity", "seed"]):
         for moment, step in ((BEFORE, curve.step.min()), (AFTER, curve.step.max())):
             values = curve[curve.step == step][column].iloc[0]
             known = {"sparsity": sparsity, "moment": moment}
