@@ -18,6 +18,7 @@ from cats.book.analysis import (
     rivals,
     rivals_tables,
     task_finetuning,
+    transfer,
     variants,
     zero_shot,
 )
@@ -47,6 +48,7 @@ def boxes():
         "03": perplexity.box(recorded.rows("perplexity", list(recorded.MODELS))),
         "04": zero_shot.box(tasks),
         "05": generation.box(recorded.rows("generation", ["qwen2.5-coder-1.5b-gsm8k"])),
+        "06": transfer.box(transfer.from_records(_transfers(), "transfer-from-")),
         "07": variants.box(tasks[tasks.record == "gemma-3-270m"], ["cats", "centred"]),
         "08": kernels.box(kernels.read("h100", SHAPES)),
         "09": decoding.box(decoding.on_gpu()),
@@ -57,6 +59,10 @@ def boxes():
         "15": task_finetuning.box(["sst2-smollm2-135m", "boolq-smollm2-135m"]),
         "16": recovery.box(runs),
     }
+
+
+def _transfers():
+    return recorded.rows("zero_shot", [f"transfer-from-{name}" for name in ("python-docs", "shakespeare")])
 
 
 def _rivals():

@@ -165,6 +165,23 @@ def test_thresholds_that_are_corrected_come_nearer_to_the_target(model, threshol
     assert not any(type(module).__name__ == "CatsMLP" for module in model.modules())
 
 
+def test_thresholds_of_each_text_are_read_on_each_text(model, thresholds):
+    texts = {"a": DOCUMENTS[:3], "b": DOCUMENTS[3:]}
+    both = {"a": thresholds, "b": thresholds}
+    found = transfer.cross(model, tokenizer(), both, texts, [0.5], tokens=40, max_length=64)
+    pairs = list(zip(found.rows.evaluated, found.rows.calibrated, found.rows.rule, strict=True))
+    assert pairs == [
+        *(("a", "a", "cats"), ("a", "b", "cats"), ("a", "b", "online")),
+        *(("b", "a", "cats"), ("b", "b", "cats"), ("b", "a", "online")),
+    ]
+    assert found.tokens == 4 * sum(found.read.values()) and len(found.layers) == 6 * 3
+    worst = 100 * found.rows[found.rows.rule == "online"].worst_layer.abs().max()
+    assert f"by more than {worst:.1f}, documents" in transfer.live_words(found, "toy")
+    assert len(transfer.live_table(found.rows).frame) == 6
+    alone = transfer.cross(model, tokenizer(), {"a": thresholds}, {"a": DOCUMENTS[:3]}, [0.5], max_length=64)
+    assert transfer.live_words(alone, "toy").startswith("Both texts are the same")
+
+
 def test_a_model_is_dense_again_where_reading_fails(model, thresholds):
     with pytest.raises(CatsError, match="No document has a token"):
         transfer.read(
@@ -269,7 +286,7 @@ def test_tasks_say_what_the_choice_of_text_changes():
     assert set(rows.evaluated) == {"piqa", "lambada_openai"}
     assert "− dense, points [95 %]" in transfer.table(rows).columns
     words = transfer.words(rows)
-    assert words.startswith("At 50%, fixed thresholds from cats.txt drift by ")
+    assert words.startswith("At 50\u00a0%, fixed thresholds from cats.txt drift by ")
     assert "those from dogs.txt" in words and "corrected online" in words
 
 

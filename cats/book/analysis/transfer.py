@@ -1,15 +1,22 @@
 """One text's thresholds on another text: the sparsity that arrives and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 
+from cats.book.analysis import recorded
+from cats.book.box import Box
+from cats.book.html_table import Table
+from cats.book.words import interval, tidy
+from cats.core.thresholds import Thresholds
 from cats.criteria import Fit
-from cats.criteria.rule import applied
+from cats.criteria.online import OnlineFit
+from cats.criteria.rule import ThresholdFit, applied
 from cats.evaluation import intervals
 from cats.evaluation.perplexity import document_nll
+from cats.records.packing import unpack
 
 _KINDS = {"cats": "fixed", "online": "online"}  # by rule: what tables and figures call the thresholds
 
@@ -24,6 +31,49 @@ class Reading:
 
     scores: pd.DataFrame
     by_layer: torch.Tensor | None
+
+
+@dataclass
+class Crossing:
+    """Thresholds of each text on each text: `rows` as of `row` with a label, `layers` as of `by_layer`, and
+    `tokens`, read in all; `read`: text -> tokens of each reading.
+    """
+
+    rows: pd.DataFrame
+    layers: pd.DataFrame
+    read: dict[str, int]
+    tokens: int
+
+
+def cross(
+    model,
+    tokenizer,
+    thresholds: Mapping[str, Thresholds],
+    documents: Mapping[str, Sequence[str]],
+    sparsities: Iterable[float],
+    **options,
+) -> Crossing:
+    """Read the held-out `documents` of each text with the thresholds of each, by name; `options` of `read`.
+
+    Thresholds that follow the text are read too, on the text that they were not calibrated on.
+    """
+    rows, layers, counts, total = [], [], {}, 0
+    for evaluated, texts in documents.items():
+        dense = read(model, tokenizer, texts, **options)
+        counts[evaluated] = int(dense.scores.tokens.sum())
+        fits = [(name, ThresholdFit("cats", found)) for name, found in thresholds.items()]
+        fits += [
+            (name, OnlineFit("online", found)) for name, found in thresholds.items() if name != evaluated
+        ]
+        for calibrated, fit in fits:
+            for sparsity in sparsities:
+                reading = read(model, tokenizer, texts, fit=fit, sparsity=sparsity, **options)
+                names = {"calibrated": calibrated, "evaluated": evaluated, "rule": fit.rule}
+                rows.append(row(reading, dense, gate_sparsity=sparsity, **names))
+                layers.append(by_layer(reading, rows[-1]))
+        total += counts[evaluated] * (1 + sum(each["evaluated"] == evaluated for each in rows))
+    frame = pd.DataFrame(rows)
+    return Crossing(frame.assign(label=frame.apply(label, axis=1)), pd.concat(layers), counts, total)
 
 
 def read(
@@ -124,6 +174,75 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def box(rows: pd.DataFrame) -> Box:
+    """The chapter in a box: the second text's thresholds in place of the first's at 50 %, on the same tasks.
+
+    `rows`: of `from_records`, of zero_shot records.
+    """
+    answer = "No run of these thresholds on tasks is recorded yet."
+    fixed = rows[(rows.rule == "cats") & (rows.gate_sparsity == 0.5)] if len(rows) else rows
+    if len(fixed):
+        one, other = list(dict.fromkeys(fixed.calibrated))[:2]
+        scores = fixed.pivot(index="evaluated", columns="calibrated", values="correct").dropna()
+        pairs = [tuple(map(unpack, each)) for each in zip(scores[one], scores[other], strict=True)]
+        found = intervals.mean_difference(pairs)
+        change = interval(found["delta"], found["low"], found["high"], digits=1, scale=100)
+        drifts = interval(fixed.drift.min(), None, None, digits=1, scale=100)
+        most = interval(fixed.drift.max(), None, None, digits=1, scale=100)
+        answer = (
+            f"On {recorded.spelled(fixed.model.iloc[0])} at 50% gate sparsity, thresholds from {other} in "
+            f"place of {one} change the mean accuracy of {len(pairs)} tasks by {change} points, with its 95% "
+            f"interval. The realised sparsity of a task drifts by {drifts} to {most} points from the target."
+        )
+    return Box(
+        "Do thresholds depend on the text that they were calibrated on?",
+        answer,
+        "fig-drift",
+        "One model, read back from 4 bits, and two texts as unlike as program documentation and plays. Part "
+        "of the difference is that thresholds of one text drop more than those of the other.",
+        "cats evaluate --plan data/plans/transfer.yml --data-dir MIRRORS --output runs",
+    )
+
+
+def live_table(rows: pd.DataFrame) -> Table:
+    """Live rows as a page shows them."""
+    formats = {"target": "{:.0%}"} | dict.fromkeys(("realised", "worst layer"), "{:.1%}")
+    return Table(table(rows), formats, caption="Live: thresholds of each text on held-out text of each")
+
+
+def by_level(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Model and gate sparsity -> recorded rows, for `plots.transfer.dots`."""
+    groups = rows.groupby("gate_sparsity") if len(rows) else ()
+    return {f"{recorded.spelled(part.model.iloc[0])}, {level:.0%}": part for level, part in groups}
+
+
+def recorded_tables(rows: pd.DataFrame) -> list[Table]:
+    """A table for each gate sparsity of recorded rows, of texts or of tasks."""
+    found = []
+    for title, part in by_level(rows).items():
+        kind = "questions a task" if "delta_acc" in part else "documents a text"
+        caption = f"{title} gate sparsity, at most {part.documents.max():,} {kind}"
+        frame = table(part).drop(columns="target")
+        found.append(Table(frame, {"realised": "{:.1%}"}, caption=recorded.quality(caption, part)))
+    return found
+
+
+def live_words(found: Crossing, model: str) -> str:
+    """By how much live thresholds miss their target on the text of their own kind and on the other."""
+    rows = found.rows
+    away, home = rows[rows.calibrated != rows.evaluated], rows[rows.calibrated == rows.evaluated]
+    if away.empty:
+        return "Both texts are the same one: nothing is transferred."
+    fixed, online = away[away.rule == "cats"], away[away.rule == "online"]
+    return tidy(
+        f"On {model}, over all layers fixed thresholds miss the target on the other text by up to "
+        f"{_most(fixed.drift)} percentage points, but in a single layer by up to {_most(fixed.worst_layer)}, "
+        f"where thresholds of the text's own kind miss by up to {_most(home.worst_layer)}. Corrected online, "
+        f"no layer misses the target on the other text by more than {_most(online.worst_layer)}, documents "
+        f"before the correction included. At most {max(found.read.values())} tokens of each text were read."
+    )
+
+
 def words(rows: pd.DataFrame) -> str:
     """What recorded tasks say of the choice of text, in a sentence or two; `rows` of `from_records`."""
     if not len(rows):
@@ -145,9 +264,13 @@ def words(rows: pd.DataFrame) -> str:
                 f"and change it by {100 * online.delta_acc.mean():+.1f}"
             )
         sentences.append(f"At {level:.0%}, fixed thresholds {', those '.join(each)}{follow}.")
-    return " ".join(sentences)
+    return tidy(" ".join(sentences))
 
 
 def label(row) -> str:
     """What a line is called: its calibration text, and whether its thresholds are fixed or follow online."""
     return f"from {row['calibrated']}, {_KINDS[row['rule']]}"
+
+
+def _most(drifts: pd.Series) -> str:
+    return f"{100 * drifts.abs().max():.1f}"
