@@ -19,6 +19,10 @@ GLUED = re.compile(r"\{glue:text\}`(?:(?P<page>[\w.]+)::)?(?P<key>\w+)(?::[^`]+)
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|var|work|opt|mnt|Users|private)/")
 
 
+def markdown(notebook) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
 @pytest.fixture(params=CHAPTERS)
 def committed(request):
     return chapters.read(chapters.path(request.param))
@@ -36,6 +40,18 @@ def test_parameters_are_checked_before_any_work_and_provenance_comes_last(commit
     cells = code(committed)
     assert "notebook.begin(globals())" in cells[1].source
     assert "notebook.end(" in cells[-1].source
+
+
+@pytest.mark.parametrize("name", [name for name in CHAPTERS if name[0].isdigit()])
+def test_a_box_comes_first_what_to_take_away_last_and_the_code_is_short(name):
+    """At most 150 lines of code; the box stands under the title, before anything but the set-up."""
+    committed = chapters.read(chapters.path(name))
+    cells = code(committed)
+    assert cells[2].metadata.tags == ["box", "remove-input"]
+    assert [cell.cell_type for cell in committed.cells[:4]] == ["markdown", "code", "code", "code"]
+    headings = re.findall(r"^## (.+)$", "\n".join(markdown(committed)), re.MULTILINE)
+    assert headings[-1] == "What to take away"
+    assert sum(len(cell.source.splitlines()) for cell in cells) <= 150
 
 
 def test_papermill_sees_every_parameter(committed, tmp_path):

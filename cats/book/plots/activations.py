@@ -39,7 +39,10 @@ def all_layers(distribution: Distribution, sparsity: float, *, columns: int = 4)
 
 
 def selected_layers(distribution: Distribution, layers: Sequence[int], sparsities: Sequence[float]) -> Figure:
-    """Density of |z| in a few layers, the negative and the positive z stacked, with threshold lines."""
+    """Density of |z| in a few layers, the negative and the positive z stacked, with threshold lines.
+
+    What the axes cut off is written beside them: the height of a peak, and thresholds above |z| = 1.
+    """
     figure, axes = plt.subplots(len(layers), 1, figsize=(plots.WIDTH, 2.0 * len(layers) + 0.3), sharex=True)
     thresholds = {s: distribution.thresholds(s) for s in sparsities}
     for layer, panel in zip(layers, np.atleast_1d(axes), strict=True):
@@ -51,7 +54,20 @@ def selected_layers(distribution: Distribution, layers: Sequence[int], sparsitie
         x = centres[centre:]
         panel.fill_between(x, negative, step="mid", color=NEGATIVE, linewidth=0)
         panel.fill_between(x, negative, negative + positive, step="mid", color=POSITIVE, linewidth=0)
+        height = (negative + positive).max()
         top = 1.12 * np.sort(negative + positive)[-3]
+        beyond = [f"{s:.0%} at |z| = {t[layer]:.2f}" for s, t in thresholds.items() if t[layer] > 1]
+        cut = [f"peak {height:.0f}"] if height > top else []
+        if notes := [*cut, *beyond]:
+            text = f"off the axes: {', '.join(notes)}"
+            panel.text(
+                0.99,
+                0.9,
+                text,
+                transform=panel.transAxes,
+                ha="right",
+                va="top",
+            )
         for index, (s, t) in enumerate(thresholds.items()):
             here = float(t[layer])
             if here <= 1:
