@@ -96,7 +96,7 @@ def summary(tasks: pd.DataFrame, texts: pd.DataFrame, model: str) -> Table:
     frame = rivals.summary(tasks, texts)
     nats = [column for column in frame.columns if "nats" in column]
     caption = f"{recorded.model_name(model)}: difference to dense, best rule first"
-    return Table(frame, dict.fromkeys(nats, "{:+.3f}"), caption=caption)
+    return Table(frame, dict.fromkeys(nats, "{:+.3f}"), caption=recorded.quality(caption, tasks))
 
 
 def maths(rows: pd.DataFrame) -> Table | None:
@@ -115,7 +115,7 @@ def maths(rows: pd.DataFrame) -> Table | None:
     }
     frame = rows.reindex(columns=list(columns)).rename(columns={k: name for k, (name, _) in columns.items()})
     caption = f"GSM8K on {rows.model.iloc[0]}; {rows.documents.iloc[0]:.0f} of the 1,319 problems"
-    return Table(frame, dict(columns.values()), caption=caption)
+    return Table(frame, dict(columns.values()), caption=recorded.quality(caption, rows))
 
 
 def printed() -> Table:

@@ -131,7 +131,7 @@ def full_table(part: pd.DataFrame) -> Table:
     wide = wide.mul(100).rename(columns=lambda name: name.replace("_", " "))
     wide = wide.reset_index(names="method")
     caption = f"{recorded.model_name(part.record.iloc[0])}: accuracy in per cent, full test sets"
-    return Table(wide, dict.fromkeys(wide.columns[1:], "{:.1f}"), caption=caption)
+    return Table(wide, dict.fromkeys(wide.columns[1:], "{:.1f}"), caption=recorded.quality(caption, part))
 
 
 def cards(results: pd.DataFrame) -> Table | None:
