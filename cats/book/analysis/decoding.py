@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cats.benchmarking import timing
 from cats.book.box import Box
 from cats.book.html_table import Table
 from cats.core.accounting import Accounting, account
@@ -67,12 +68,13 @@ class Rates:
         return self.value(model, "cats_loop", sparsity, column="bound_speedup")
 
 
-def on_gpu() -> Rates:
-    """The newest record of each model on a GPU, in the order of NAMES; CatsError where there is none."""
-    newest = {record.rows.geometry.iloc[0]: record for record in records.every("decode") if record.on_gpu}
+def on_gpu(begin: str = timing.SHIPPED) -> Rates:
+    """The records decode-<begin>-<model>, in the order of NAMES; CatsError where there is none."""
+    of_device = [r for r in records.every("decode") if r.path.stem.startswith(f"decode-{begin}-")]
+    newest = {record.rows.geometry.iloc[0]: record for record in of_device}
     found = [newest[name] for name in NAMES if name in newest]
     if not found:
-        raise CatsError("No decoding on a GPU is recorded: run the chapter with source=measure on one.")
+        raise CatsError(f"No record decode-{begin} is there: run the chapter with source=measure on a GPU.")
     return Rates(found, pd.concat([record.rows.replace({"geometry": NAMES}) for record in found]))
 
 
