@@ -4,6 +4,7 @@ Importing this package registers the quantization method "cats" with Transformer
 """
 
 from cats.calibration.calibrate import calibrate
+from cats.calibration.centred import calibrate_centred
 from cats.calibration.observe import SparsityMeter
 from cats.core.hf import CatsConfig
 from cats.core.sparsify import cats_mlps, restore, set_sparsity, sparsify
@@ -17,6 +18,7 @@ __all__ = [
     "SparsityMeter",
     "Thresholds",
     "calibrate",
+    "calibrate_centred",
     "cats_mlps",
     "find_gated_mlps",
     "restore",

@@ -10,9 +10,11 @@ import torch
 from transformers import PretrainedConfig
 
 from cats import corpora, paths
-from cats.calibration.calibrate import calibrate as calibrate_model
+from cats.calibration.calibrate import calibrate as calibrate_cats
+from cats.calibration.centred import calibrate_centred
 from cats.core import thresholds_file
 from cats.core.accounting import account
+from cats.core.centres import Setting
 from cats.core.sparsify import restore, sparsify
 from cats.core.structure import find_gated_mlps
 from cats.core.thresholds import Thresholds, sparsities
@@ -43,8 +45,9 @@ def calibrate(given: Namespace) -> None:
     )
     print(corpus)
     checkpoint = output.with_suffix(".checkpoint")
-    thresholds = calibrate_model(
-        loaded.model, batches, source={"model": loaded.info, **batches.info}, checkpoint=checkpoint
+    measure_rule = calibrate_centred if given.rule == "centred" else calibrate_cats
+    thresholds = measure_rule(
+        restore(loaded.model), batches, source={"model": loaded.info, **batches.info}, checkpoint=checkpoint
     )
     thresholds.save(output)
     checkpoint.unlink(missing_ok=True)
@@ -213,8 +216,15 @@ def _load(given: Namespace, *, tokens: int) -> model_loading.LoadedModel:
 
 def _thresholds(given: Namespace) -> Thresholds:
     if given.thresholds:
-        return Thresholds.load(Path(given.thresholds))
-    shipped = paths.THRESHOLDS / f"{given.model}.json"
+        thresholds = Thresholds.load(Path(given.thresholds))
+        if given.rule not in (None, thresholds.rule):
+            raise CatsError(
+                f"The thresholds file {given.thresholds} is for the rule {thresholds.rule}, not {given.rule}: "
+                "leave --rule out, or name another file."
+            )
+        return thresholds
+    suffix = "-centred" if given.rule == "centred" else ""
+    shipped = paths.THRESHOLDS / f"{given.model}{suffix}.json"
     if not shipped.is_file():
         model_loading.config(given.model)  # an unknown name is the first thing to say
         raise CatsError(
@@ -237,15 +247,20 @@ def _inspect_thresholds(thresholds: Thresholds, at: list[float]) -> None:
     print(f"corpus      {corpus.get('name', '?')} ({corpus.get('split', '?')}), {thresholds.tokens:,} tokens")
     policy = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in thresholds.policy.items())
     print(f"policy      {policy}")
-    columns = [thresholds.at(s) for s in at]
-    per_neuron = columns[0].ndim == 2
-    if per_neuron:
+    columns = [thresholds.settings(s) for s in at]
+    if thresholds.per == "neuron":
         print("thresholds are one per neuron: the table shows each layer's median")
-    values = [column.median(dim=1).values if per_neuron else column for column in columns]
+    if thresholds.rule == "centred":
+        print("c marks the layers with centres; in the others they do not pay at that sparsity")
     rows = [
-        (str(layer), *(f"{column[layer]:.4f}" for column in values)) for layer in range(thresholds.layers)
+        (str(layer), *(_shown(column[layer]) for column in columns)) for layer in range(thresholds.layers)
     ]
     print(text_table(("layer", *(f"t at s = {s:g}" for s in at)), rows))
+
+
+def _shown(setting: Setting) -> str:
+    """A layer's threshold, or the median of its neurons' ones, and whether they are around centres."""
+    return f"{float(setting.threshold.median()):.4f}" + (" c" if setting.centre is not None else "")
 
 
 def _inspect_model(name: str, at: list[float]) -> None:

@@ -12,6 +12,7 @@ from cats_cli.options import (
     minutes,
     model,
     options,
+    rule,
     sparsity,
     text,
     thresholds,
@@ -31,6 +32,7 @@ def parser() -> Parser:
         "measure a model's gate activations once, for thresholds at every sparsity",
         "cats calibrate --corpus python-docs --tokens 60000 --output thresholds.json",
     )
+    rule(sub, "cats")
     model(sub)
     text(sub, split="train", tokens=60_000)
     sub.add_argument(
@@ -53,6 +55,7 @@ def parser() -> Parser:
     )
     model(sub)
     text(sub, split="test", tokens=None)
+    rule(sub, None)
     thresholds(sub)
     sparsity(sub, default=[0.5], several=True)
     sub.add_argument("--documents", type=count, metavar="N", help="take N documents (default: all)")
@@ -64,6 +67,7 @@ def parser() -> Parser:
     )
     sub.add_argument("prompt", help="text to continue")
     model(sub)
+    rule(sub, None)
     thresholds(sub)
     sparsity(sub, default=0.5, several=False)
     sub.add_argument("--new-tokens", type=count, default=64, metavar="N", help="tokens to add (default: 64)")

@@ -133,6 +133,11 @@ def thresholds(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--thresholds", metavar="FILE", help="from `cats calibrate` (default: the one shipped)")
 
 
+def rule(sub: argparse.ArgumentParser, default: str | None) -> None:
+    shown = default or "that of the thresholds, else cats"
+    sub.add_argument("--rule", choices=["cats", "centred"], default=default, help=f"(default: {shown})")
+
+
 def sparsity(sub: argparse.ArgumentParser, *, default, several: bool) -> None:
     shown = " ".join(map(str, default)) if several else default
     sub.add_argument(

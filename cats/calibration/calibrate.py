@@ -12,8 +12,10 @@ from cats.calibration.checkpoint import Checkpoint
 from cats.calibration.histogram import Binning, count, quantiles, refined, rounded, shares_below
 from cats.calibration.stream import stream
 from cats.core.activation import CatsMLP
+from cats.core.centred import CentredMLP
+from cats.core.quantiles import interpolate
 from cats.core.structure import GatedMLP, find_gated_mlps
-from cats.core.thresholds import GRID, Thresholds, fingerprint, interpolate
+from cats.core.thresholds import GRID, Thresholds, fingerprint
 from cats.errors import CatsError
 
 # Where an activation has its minimum, its slope is zero: every layer crowds its values below that magnitude.
@@ -50,7 +52,9 @@ def calibrate(
     options, a foreign or damaged checkpoint, no tokens, and activations that are not finite.
     """
     mlps = find_gated_mlps(model)
-    source = _plain(source or {}, "source")
+    if any(isinstance(mlp.module, CentredMLP) and mlp.module.folded for mlp in mlps):
+        raise CatsError("This model has the rule centred built in: cats.restore it, then calibrate.")
+    source = plain_notes(source or {}, "source")
     widths = [mlp.intermediate_size for mlp in mlps]
     if per not in PER:
         raise CatsError(f"Thresholds per {per!r} do not exist: use one of {', '.join(PER)}.")
@@ -98,10 +102,10 @@ def calibrate(
     else:
         values = torch.stack([quantiles(c, grid, binning).float() for c in counts])
     errors = [
-        _grid_error(c, grid, v, binning, weights is not None) for c, v in zip(counts, values, strict=True)
+        grid_error_of(c, grid, v, binning, weights is not None) for c, v in zip(counts, values, strict=True)
     ]
     return Thresholds(
-        **_provenance(source, model, mlps, signs, skip_first),
+        **provenance(source, model, mlps, signs, skip_first),
         criterion=_criterion(per, weights is not None),
         tokens=tokens,
         grid=grid,
@@ -111,7 +115,7 @@ def calibrate(
     )
 
 
-def _grid_error(counts: Tensor, grid: Tensor, values: Tensor, binning: Binning, weighted: bool) -> float:
+def grid_error_of(counts: Tensor, grid: Tensor, values: Tensor, binning: Binning, weighted: bool) -> float:
     """Bound of |share of activations zero or below at(s) - s| for s in 0.05 … 0.95, the mean over rows.
 
     Shares rise with s, so what holds at two neighbouring points holds between them, but for their distance.
@@ -146,7 +150,7 @@ def _criterion(per: str, weighted: bool) -> str:
     )
 
 
-def _provenance(source: dict, model: nn.Module, mlps: list[GatedMLP], signs: str, skip_first: int) -> dict:
+def provenance(source: dict, model: nn.Module, mlps: list[GatedMLP], signs: str, skip_first: int) -> dict:
     config = getattr(model, "config", None)
     known = {"id": getattr(config, "name_or_path", "") or None, "architecture": type(model).__name__}
     corpus = {
@@ -171,16 +175,16 @@ def _provenance(source: dict, model: nn.Module, mlps: list[GatedMLP], signs: str
     }
 
 
-def _plain(value, name: str):
+def plain_notes(value, name: str):
     """What JSON can hold of a value that a caller notes; CatsError, before any text is read, for the rest."""
     if isinstance(value, dict):
-        return {str(key): _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+        return {str(key): plain_notes(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
+        return [plain_notes(item, f"{name}[{place}]") for place, item in enumerate(value)]
     if isinstance(value, PurePath):
         return str(value)
     if hasattr(value, "tolist"):
-        return _plain(value.tolist(), name)
+        return plain_notes(value.tolist(), name)
     if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise CatsError(

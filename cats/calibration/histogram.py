@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cats.core.thresholds import GRID, interpolate
+from cats.core.quantiles import interpolate
+from cats.core.thresholds import GRID
 
 _CHUNK = 1 << 20  # values binned at a time on a CPU: the integers of one chunk stay in its caches
 _CHUNK_GPU = 1 << 24

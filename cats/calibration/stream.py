@@ -56,6 +56,12 @@ def _checked(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]
         yield batch
 
 
+def check_decoder(model: nn.Module) -> None:
+    """Raise CatsError for an encoder-decoder."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise CatsError(f"{type(model).__name__} is an encoder-decoder: CATS here calibrates decoders alone.")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; afterwards each of its modules in the mode that it had."""
@@ -100,8 +106,7 @@ def stream(
     def keep(mask: Tensor) -> Tensor:
         return mask & (mask.cumsum(1) > skip_first)
 
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise CatsError(f"{type(model).__name__} is an encoder-decoder: CATS here calibrates decoders alone.")
+    check_decoder(model)
     if not isinstance(skip_first, int) or skip_first < 0:
         raise CatsError(f"skip_first={skip_first} is not a number of tokens: give 0 or more.")
     mlps = find_gated_mlps(model)
@@ -139,22 +144,24 @@ def watch(
     model: nn.Module,
     modules: Iterable[tuple[Any, nn.Linear]],
     batches: Iterable[dict[str, Tensor]],
-    see: Callable[[Any, Tensor], None],
+    see: Callable[..., None],
     *,
     at: str = "input",
+    saved: Checkpoint | None = None,
     progress: bool = True,
 ) -> int:
     """Call `see(key, x)` with the input or output [N, n] of each Linear of (key, Linear), without padding.
 
-    Returns the number of tokens; errors as `read`.
+    `at` "both" calls `see(key, input, output)`. `saved` goes on with what is counted already. Returns the
+    number of tokens; errors as `read`.
     """
     valid: Tensor | None = None
 
     def hook(key):
         def note(module, args, output):
-            x = args[0] if at == "input" else output
-            flat = x.detach().reshape(-1, x.shape[-1])
-            see(key, flat if valid is None else flat.index_select(0, valid.to(flat.device)))
+            seen = {"input": args[:1], "output": (output,), "both": (args[0], output)}[at]
+            flat = [x.detach().reshape(-1, x.shape[-1]) for x in seen]
+            see(key, *(x if valid is None else x.index_select(0, valid.to(x.device)) for x in flat))
 
         return note
 
@@ -162,14 +169,20 @@ def watch(
     tokens = 0
     try:
         with evaluating(model):
-            for ids, mask in read(batches, model.device, progress=progress):
-                tokens += int(mask.sum())
+            for ids, mask in read(batches, model.device, saved=saved, progress=progress):
+                count = int(mask.sum())
+                tokens += count
                 valid = None if bool(mask.all()) else mask.reshape(-1).nonzero().squeeze(1)
                 model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+                if saved is not None:
+                    saved.counted(count)
     finally:
         for handle in handles:
             handle.remove()
-    return tokens
+    if saved is None:
+        return tokens
+    saved.write()
+    return saved.tokens
 
 
 def watch_neurons(

@@ -61,6 +61,9 @@ class CatsConfig(QuantizationConfigMixin):
         """Validate, as Transformers' own configurations do."""
         if self.prefill not in PREFILL:
             raise CatsError(f"Unknown prefill {self.prefill!r}: use one of {', '.join(PREFILL)}.")
+        has_centres = self.centred or (self.calibrated is not None and self.calibrated.centres is not None)
+        if has_centres and self.prefill != "masked":
+            raise CatsError(f"The rule centred masks every token: prefill={self.prefill!r} is not for it.")
         if self.calibrated is not None:
             layers = self.calibrated.layers
         else:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 
+from cats.core.centred import FITTED, CentredMLP
 from cats.core.config import CatsConfig
 from cats.core.saved import check_buffers, check_values, describe_before_saving
 from cats.core.sparsify import set_quantization_config, sparsify, store_all_by_columns, swap_in
@@ -53,6 +54,9 @@ class CatsQuantizer(HfQuantizer):
             modules = cats_mlps(model)
             check_values(modules)
             store_all_by_columns(modules)
+            for module in modules:
+                if isinstance(module, CentredMLP):
+                    module.folded, module.fitted = True, FITTED in config.thresholds
             set_quantization_config(model, config)
         else:
             sparsify(model, config.calibrated, config.sparsity, prefill=config.prefill)

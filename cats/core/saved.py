@@ -39,6 +39,9 @@ def describe_by_modules(model: nn.Module) -> None:
             f"and {len(modules)} sparse, "
             "which a saved model cannot tell apart: sparsify the whole model, or save the part alone."
         )
+    for module in modules:
+        if isinstance(module, CentredMLP) and not (module.folded or module.fitted):
+            module.fold()
     calibrated = next((config.thresholds for config in _configs(model)), {})
     targets = [module.sparsity for module in modules]
     config = CatsConfig(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cats.core.activation import CatsMLP
 from cats.core.centred import CentredMLP
+from cats.core.centres import Setting
 from cats.core.config import CatsConfig
 from cats.core.prefill import watch_prompts
 from cats.core.structure import GatedMLP, cats_mlps, find_gated_mlps, sparse_children
@@ -39,7 +40,8 @@ def sparsify(
     """Replace every gated MLP of `model` by one that drops the share `sparsity` of its gate activations.
 
     `sparsity`: gate sparsity in [0, 1), one for all layers or one per layer; 0 computes what the dense model
-    does. `prefill`: "masked" masks every token, "dense" leaves prompts unmasked (`cats.core.prefill`). A
+    does. `prefill`: "masked" masks every token, "dense" leaves prompts unmasked (`cats.core.prefill`).
+    Thresholds of the rule `centred` put CentredMLP in the layers where its centres pay at this sparsity. A
     model that is sparse already gets the new thresholds. Peak memory: the model and one W_down. Raises
     CatsError where the model, the thresholds or the sparsity do not fit, before anything is changed.
     """
@@ -47,44 +49,33 @@ def sparsify(
     mlps = find_gated_mlps(model)
     check_weights(mlps)
     thresholds.check(mlps)
-    t = thresholds.at(sparsity)
-    if any(isinstance(mlp.module, CentredMLP) for mlp in mlps):
-        mlps = find_gated_mlps(restore(model))
-    modules = swap_in(model, mlps, prefill=prefill)
-    store_all_by_columns(modules)
-    set_thresholds(modules, t, sparsities(sparsity, len(modules)).tolist())
-    set_quantization_config(model, config)
-    return model
+    return install(model, mlps, thresholds.settings(sparsity), config)
 
 
 @_outside_inference_mode
-def centre(
+def install(
     model: nn.Module,
-    thresholds: Sequence[Tensor],
-    centres: Sequence[Tensor | None],
-    sparsity: float,
-    *,
-    added: Sequence[Tensor | None],
-    calibrated: dict,
+    mlps: Sequence[GatedMLP],
+    settings: Sequence[Setting],
+    config: CatsConfig,
+    added: Sequence[Tensor | None] | None = None,
 ) -> nn.Module:
-    """Replace every MLP of a dense `model` by a CentredMLP, or where its centre is None by a CatsMLP.
+    """Replace each of `mlps` by a CentredMLP, or where its setting has no centre by a CatsMLP.
 
-    `thresholds`, `centres`: by layer, [m]; `added`: by layer, what is added to A, or None; `sparsity`: the
-    rule's; `calibrated`: what config.json says about them. Raises CatsError where the weights are not in
-    memory, before anything is changed.
+    `config` says how; its `centred` is set here. `added`: by layer, what is added to A, for the rule
+    `refit-centred`. Weights, settings and sizes are checked by the caller.
     """
-    mlps = find_gated_mlps(model)
-    check_weights(mlps)
-    layers = [layer for layer, values in enumerate(centres) if values is not None]
-    config = CatsConfig(sparsity, calibrated, per="neuron", centred=layers)
+    layers = [layer for layer, setting in enumerate(settings) if setting.centre is not None]
+    present = {m.layer: isinstance(m.module, CentredMLP) for m in mlps if isinstance(m.module, CatsMLP)}
+    if any(centred != (layer in layers) for layer, centred in present.items()):
+        mlps = find_gated_mlps(restore(model))
     modules = swap_in(model, mlps, prefill=config.prefill, centred=layers)
     store_all_by_columns(modules)
-    for module, threshold, values, matrix in zip(modules, thresholds, centres, added, strict=True):
-        module.sparsity = sparsity
-        if values is None:
-            module.threshold = threshold.float().to(module.threshold.device)
-        else:
-            module.set(threshold, values, matrix)
+    targets = sparsities(config.sparsity, len(modules)).tolist()
+    set_thresholds(modules, [setting.threshold for setting in settings], targets)
+    for layer in layers:
+        modules[layer].set(*settings[layer], None if added is None else added[layer])
+    config.centred = layers
     set_quantization_config(model, config)
     return model
 
@@ -188,7 +179,9 @@ def _own_config(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def set_thresholds(modules: Sequence[CatsMLP], thresholds: Tensor, targets: Sequence[float]) -> None:
+def set_thresholds(
+    modules: Sequence[CatsMLP], thresholds: Sequence[Tensor], targets: Sequence[float]
+) -> None:
     """Write thresholds [L] or [L, m], and the gate sparsities that they stand for, into sparse MLPs.
 
     The storage stays the same where the shape allows: a captured graph sees the new values.

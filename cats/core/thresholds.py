@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cats.core import thresholds_file
+from cats.core.centres import Centres, Setting
+from cats.core.quantiles import interpolate, shortest
 from cats.core.structure import GatedMLP, find_gated_mlps
 from cats.errors import CatsError
 
@@ -29,7 +31,8 @@ class Thresholds:
     of |z| scale, so neuron j drops z where |z| < t / scale_j. `grid_error`: no layer's share of activations
     that are zero or below `at(s)`, on the calibration tokens, differs from s by more than this fraction, for
     any s in 0.05 … 0.95. `model`, `corpus`, `policy` (padding, first token, …) and `tokens`: what was
-    measured, and the text that it was measured on.
+    measured, and the text that it was measured on. `centres`, where given, makes them those of the rule
+    `centred`; `values` [L, G] are then quantiles of |z| times the neuron's weight.
     """
 
     model: dict
@@ -42,6 +45,7 @@ class Thresholds:
     values: Tensor
     grid_error: float
     scale: Tensor | None = None
+    centres: Centres | None = None
 
     @property
     def layers(self) -> int:
@@ -55,19 +59,39 @@ class Thresholds:
     @property
     def per(self) -> str:
         """What has a threshold of its own, "layer" or "neuron"."""
-        return "layer" if self.values.ndim == 2 and self.scale is None else "neuron"
+        by_layer = self.values.ndim == 2 and self.scale is None and self.centres is None
+        return "layer" if by_layer else "neuron"
+
+    @property
+    def rule(self) -> str:
+        """By which the neurons are dropped: "cats", an activation to zero, or "centred", to its centre."""
+        return "cats" if self.centres is None else "centred"
 
     def at(self, sparsity: float | Sequence[float]) -> Tensor:
         """Thresholds [L] or [L, m] (fp32) for one gate sparsity in [0, 1), or for one per layer.
 
-        Linear between grid points; sparsity 0 gives 0, which masks nothing. Raises CatsError outside [0, 1).
+        Linear between grid points; sparsity 0 gives 0, which masks nothing. Raises CatsError outside [0, 1),
+        and where there are centres, without which thresholds mean nothing: those come from `settings`.
         """
+        if self.centres is not None:
+            raise CatsError("These thresholds are for the rule centred alone: calibrate the model for cats.")
         targets = sparsities(sparsity, self.layers)
         t = interpolate(self.grid, self.values, targets[(..., *[None] * (self.values.ndim - 1))]).squeeze(-1)
         if self.scale is not None:
             t = t[:, None] / self.scale.double()
         t[targets == 0] = 0
         return t.float()
+
+    def settings(self, sparsity: float | Sequence[float]) -> list[Setting]:
+        """The mask of each layer, as `at`; by the rule `centred` with centres in layers where they pay."""
+        if self.centres is None:
+            return [Setting(t) for t in self.at(sparsity)]
+        targets = sparsities(sparsity, self.layers).tolist()
+        return [self.setting(n, s, self.centres.centred(n, s)) for n, s in enumerate(targets)]
+
+    def setting(self, layer: int, sparsity: float, centred: bool) -> Setting:
+        """The mask of one layer by the rule `centred`, with centres or without."""
+        return self.centres.setting(layer, sparsity, self.grid, self.values, self.activation, centred)
 
     def check(self, model: nn.Module | Sequence[GatedMLP], *, weights: bool = True) -> None:
         """Raise CatsError unless these were calibrated on this model: layers, sizes, activation, weights.
@@ -96,6 +120,8 @@ class Thresholds:
                     f"These thresholds are for {self.activation} gates ({name}), "
                     f"the model has {mlp.activation}."
                 )
+        if self.centres is not None:
+            self.centres.check(mlps, name)
         expected = self.model.get("gate_signs")
         if weights and expected and fingerprint(mlps) != expected:
             raise CatsError(
@@ -123,8 +149,10 @@ class Thresholds:
         document = {
             **self.provenance(),
             "shape": list(self.values.shape),
-            "grid": thresholds_file.shortest(self.grid),
+            "grid": shortest(self.grid),
         }
+        if self.centres is not None:
+            document["centres"] = self.centres.document()
         tensors = {"values": self.values} | ({} if self.scale is None else {"scale": self.scale})
         thresholds_file.write(Path(path), document, tensors)
 
@@ -154,6 +182,10 @@ class Thresholds:
             and bool(values.isfinite().all())
             and bool((values >= 0).all())
             and bool((values.diff() >= 0).all())
+            and (
+                self.centres is None
+                or (values.ndim == 2 and scale is None and self.centres.consistent(*values.shape))
+            )
             and (
                 scale is None
                 or (
@@ -187,16 +219,6 @@ def sparsities(sparsity: float | Sequence[float], layers: int) -> Tensor:
                 f"Sparsity {value!r} is outside [0, 1): it is the share of gate activations to drop."
             )
     return torch.tensor(given, dtype=torch.float64, device="cpu")  # Transformers loads under "meta"
-
-
-def interpolate(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
-    """Values [..., S] (fp64) of quantile functions [..., G] at `targets`, linear between grid points."""
-    grid, values = grid.double(), values.double()
-    targets = targets.double().expand(*values.shape[:-1], targets.shape[-1]).contiguous()
-    place = torch.searchsorted(grid, targets, right=True).clamp(1, len(grid) - 1)
-    share = ((targets - grid[place - 1]) / (grid[place] - grid[place - 1])).clamp(0, 1)
-    below = values.gather(-1, place - 1)
-    return below + share * (values.gather(-1, place) - below)
 
 
 def fingerprint(mlps: Sequence[GatedMLP]) -> str:

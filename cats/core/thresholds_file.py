@@ -13,10 +13,13 @@ from torch import Tensor
 
 from cats.core import strict_json
 from cats.core.activation import ACTIVATIONS
+from cats.core.centres import Centres, decoded
+from cats.core.quantiles import shortest
 from cats.errors import CatsError
 from cats.paths import write_atomically
 
 SCHEMA = 1
+CENTRED_SCHEMA = 2  # with the part "centres", which a reader of the first would pass over
 _INLINE = 1 << 15  # more values than this (10 bytes of JSON each) go beside the JSON, as safetensors
 _TENSORS = ("values", "scale")
 
@@ -38,7 +41,7 @@ def write(path: Path, document: dict, tensors: dict[str, Tensor]) -> None:
         beside = path.with_name(f"{path.stem}.thresholds-{digest[:16]}.safetensors")
         reference = {"file": beside.name, "sha256": digest}
         write_atomically(beside, data)
-    document = {"schema": SCHEMA, **document}
+    document = {"schema": CENTRED_SCHEMA if "centres" in document else SCHEMA, **document}
     for name, tensor in tensors.items():
         document[name] = reference if name in large else shortest(tensor)
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
@@ -87,8 +90,11 @@ def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     except ValueError as error:
         raise CatsError(f"The thresholds file {path} is not valid JSON ({error}): make it again.") from error
     schema = document.get("schema")
-    if schema != SCHEMA:
-        raise CatsError(f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA}.")
+    if type(schema) is not int or schema != (CENTRED_SCHEMA if "centres" in document else SCHEMA):
+        raise CatsError(
+            f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA} and, with "
+            f"centres, {CENTRED_SCHEMA}."
+        )
     try:
         tensors = {name: _tensor(path, document, name) for name in _TENSORS if name in document}
         checked = {
@@ -101,6 +107,8 @@ def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             "grid": _numbers(strict_json.field(document, "grid", list), "grid"),
             "grid_error": strict_json.field(document, "grid_error", float),
         }
+        if "centres" in document:
+            checked["centres"] = _centres(strict_json.field(document, "centres", dict))
         if "values" not in tensors:
             raise ValueError("it lacks 'values'")
         if not 0 <= checked["grid_error"] <= 1:
@@ -122,6 +130,17 @@ def _model(model: dict) -> dict:
     if type(model.get("gate_signs", "")) not in (str, type(None)):
         raise ValueError("'gate_signs' is not text")
     return model
+
+
+def _centres(part: dict) -> Centres:
+    """What `Centres.document` wrote; ValueError for anything else."""
+    return Centres(
+        gates=decoded(strict_json.field(part, "gates", list)),
+        weights=decoded(strict_json.field(part, "weights", list)),
+        values=_numbers(strict_json.field(part, "values", list), "values"),
+        hidden_sizes=strict_json.field(part, "hidden_sizes", list),
+        errors=_numbers(strict_json.field(part, "errors", list), "errors"),
+    )
 
 
 def _numbers(values: list, name: str) -> Tensor:
@@ -154,10 +173,3 @@ def _tensor(path: Path, document: dict, name: str) -> Tensor:
         return load_tensors(data)[name].float()
     except (SafetensorError, KeyError) as error:
         raise CatsError(f"{beside} is damaged ({error}): make it again.") from error
-
-
-def shortest(values: Tensor) -> list:
-    """Nested lists of the shortest decimals that read back as the same fp32."""
-    if values.ndim > 1:
-        return [shortest(row) for row in values]
-    return [float(str(value)) for value in values.float().numpy()]

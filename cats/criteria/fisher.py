@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cats.calibration.gradients import stream_gradients
-from cats.core.thresholds import Thresholds, interpolate
+from cats.core.quantiles import interpolate
+from cats.core.thresholds import Thresholds
 from cats.criteria.allocated import allocate, shifted_to_mean
 from cats.criteria.rule import ThresholdFit, WeightedRule, register
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cats.calibration.blocks import BatchState, block_inputs, blocks
+from cats.calibration.centred import root_size
 from cats.core.activation import CatsMLP
 from cats.core.structure import sparse_mlps
 from cats.criteria.neuron import Combined, Neuron
@@ -17,7 +18,6 @@ from cats.criteria.rule import ThresholdFit, register
 from cats.errors import CatsError
 
 RIDGE = 3.0  # of the diagonal of the survivors' second moments: how hard W_down is pulled to what it was
-_FLOOR = 1e-3  # of the mean square of an output
 
 
 @dataclass
@@ -87,12 +87,6 @@ class RefitFit(ThresholdFit):
             sums.add(*((part * root).to(h.dtype) for part in (h, lost)))
         module.combine = None
         return sums.solve(RIDGE).to(weight.dtype)
-
-
-def root_size(y: Tensor) -> Tensor:
-    """[N, 1]: one over the norm of each output y [N, d], fp32, by which tokens of any size weigh alike."""
-    size = y.pow(2).sum(1, keepdim=True)
-    return (size + _FLOOR * size.mean()).rsqrt()
 
 
 @dataclass

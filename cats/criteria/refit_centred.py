@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cats.calibration.blocks import BatchState, block_inputs, blocks
+from cats.calibration.centred import root_size
+from cats.core.centred import FITTED
+from cats.core.config import CatsConfig
+from cats.core.sparsify import install
 from cats.core.structure import GatedMLP, find_gated_mlps
-from cats.criteria.centred import Centred, CentredFit, output_with
-from cats.criteria.refit import Sums, root_size
+from cats.criteria.centred import Centred, CentredFit
+from cats.criteria.refit import Sums
 from cats.criteria.rule import corpus_of, register
 from cats.criteria.sites import Bypass, Site
 
@@ -54,13 +58,21 @@ class RefitCentredFit(CentredFit):
                 site.detach()
         return sites
 
+    @torch.no_grad()
+    def build(self, model: nn.Module, sparsity: float) -> nn.Module:
+        sites = self.sites(model, sparsity)
+        settings = [self.state.setting(site.layer, sparsity, site.weights_added > 0) for site in sites]
+        added = [None if site.bypass is None else site.bypass.matrix.float() for site in sites]
+        config = CatsConfig(sparsity, self.describe(), per="neuron")
+        return install(model, find_gated_mlps(model), settings, config, added)
+
     def _fitted(
         self, mlp: GatedMLP, sparsity: float, block: nn.Module, number: int, states: list[BatchState]
     ) -> Site:
         """The site of one layer: with centres and a fitted A, or without, by the tokens kept out."""
         rule = self.definition
         plain = rule.site(mlp, self.state, sparsity, centred=False)
-        if rule.threshold(mlp, self.state, sparsity, True) is None:
+        if sparsity + self.state.centres.overhead(mlp.layer) >= 1:
             return plain
         centred = rule.site(mlp, self.state, sparsity, centred=True)
         weight = mlp.gate.weight
@@ -94,7 +106,16 @@ class RefitCentredFit(CentredFit):
         return seen[0].reshape(-1, mlp.hidden_size)[state.valid.reshape(-1)]
 
     def describe(self) -> dict:
-        return super().describe() | {"a": "ridge regression on the input", "ridge": RIDGE}
+        return super().describe() | {FITTED: "ridge regression on the input", "ridge": RIDGE}
+
+
+def output_with(site: Site, mlp: GatedMLP, x: Tensor) -> Tensor:
+    """What the MLP makes of x [N, d] with the site attached."""
+    site.attach()
+    try:
+        return mlp.module(x)
+    finally:
+        site.detach()
 
 
 def _pays(lost: Tensor, without: Tensor) -> bool:

@@ -118,11 +118,12 @@ def merged(model: nn.Module) -> nn.Module:
     """The plain Transformers model, adapters merged into its weights."""
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
+    model.eval().requires_grad_(False)
     for module in sparse_mlps(model):
         store_by_columns(module)
         if isinstance(module, CentredMLP):
             module.fold()
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def note_sparsity(model: nn.Module, fit: Fit) -> None:

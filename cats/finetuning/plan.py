@@ -74,7 +74,13 @@ class Comparison:
         """Those of `thresholds`, a path from here or from the clone; errors as `Thresholds.load`."""
         path = Path(self.thresholds)
         shipped = paths.ROOT / path
-        return Thresholds.load(shipped if shipped.is_file() and not path.is_file() else path)
+        thresholds = Thresholds.load(shipped if shipped.is_file() and not path.is_file() else path)
+        if thresholds.rule != "cats":
+            raise CatsError(
+                f"The thresholds {self.thresholds} are for the rule {thresholds.rule}: fine-tuning takes a "
+                "file for cats, and calibrates other rules itself."
+            )
+        return thresholds
 
     def __str__(self) -> str:
         one = self.recipes[0]

@@ -9,8 +9,9 @@ from cats_kernels import centred
 from toys import batches, constant_thresholds, tokens, toy
 from transformers import AutoModelForCausalLM
 
-from cats import CatsError, SparsityMeter, calibrate, criteria, restore, sparsify
+from cats import CatsError, SparsityMeter, calibrate, calibrate_centred, criteria, restore, sparsify
 from cats.core.centred import CentredMLP
+from cats.core.centres import Centres
 from cats.core.structure import find_gated_mlps
 from cats.criteria import refit_centred
 from cats.criteria.masking import Masking, Policy
@@ -38,8 +39,7 @@ def logits_of(model, batch):
 @pytest.fixture
 def centres(monkeypatch):
     """Centres in all layers but the second, whatever is nearer: random weights rarely want them."""
-    rule = type(criteria.rule("centred"))
-    monkeypatch.setattr(rule, "gains", lambda self, mlp, state, sparsity: mlp.layer != 1)
+    monkeypatch.setattr(Centres, "pays", lambda self, layer, sparsity: layer != 1)
     monkeypatch.setattr(refit_centred, "_pays", lambda lost, without: True)
 
 
@@ -191,15 +191,46 @@ def test_compiles_is_copied_and_decodes_in_the_own_loop(installed):
     [
         lambda model: Masking(model).__enter__(),
         lambda model: SparsityMeter(model).__enter__(),
-        lambda model: calibrate(model, batches(), progress=False),
         fused.attach,
     ],
 )
-def test_what_watches_or_trains_is_refused(use, installed):
+def test_what_watches_or_trains_a_fitted_matrix_is_refused(use, centres):
+    model, fit = fitted(rule="refit-centred")
+    before = logits(fit.install(model, 0.4))
+    with pytest.raises(CatsError, match="has the rule refit-centred built in"):
+        use(model)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_fitted_matrix_is_still_one_when_it_is_loaded(centres, tmp_path):
+    model, fit = fitted(rule="refit-centred")
+    fit.install(model, 0.4).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    with pytest.raises(CatsError, match="has the rule refit-centred built in"):
+        SparsityMeter(again).__enter__()
+
+
+def test_calibrating_on_it_is_refused(installed):
     before = logits(installed)
     with pytest.raises(CatsError, match="has the rule centred built in"):
-        use(installed)
+        calibrate(installed, batches(), progress=False)
+    with pytest.raises(CatsError, match="sparse already"):
+        calibrate_centred(installed, batches(), progress=False)
     assert torch.equal(logits(installed), before)
+
+
+def test_what_watches_sees_the_same(installed):
+    expected = logits(installed)
+    with SparsityMeter(installed) as meter:
+        assert torch.equal(logits(installed), expected)
+    with Masking(installed) as masking:
+        torch.testing.assert_close(logits(installed), expected, rtol=1e-5, atol=1e-5)
+        realised = masking.realised()["prefill"]
+    assert meter.overall == pytest.approx(realised["gate_sparsity"], abs=1e-6)
+    assert meter.by_layer.tolist() == pytest.approx(realised["by_layer"], abs=1e-4)
+    fused.attach(installed)
+    assert torch.equal(logits(installed), expected)
 
 
 def test_cats_takes_its_place(installed):
