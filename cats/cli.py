@@ -219,7 +219,7 @@ def _thresholds(given: Namespace) -> Thresholds:
         thresholds = Thresholds.load(Path(given.thresholds))
         if given.rule not in (None, thresholds.rule):
             raise CatsError(
-                f"The thresholds file {given.thresholds} is for the rule {thresholds.rule}, not {given.rule}: "
+                f"The thresholds {given.thresholds} are for the rule {thresholds.rule}, not {given.rule}: "
                 "leave --rule out, or name another file."
             )
         return thresholds

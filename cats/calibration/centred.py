@@ -1,7 +1,7 @@
 """Two streaming passes over text give what the rule `centred` needs, for every sparsity."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cats.calibration.calibrate import grid_error_of, plain_notes, provenance
 from cats.calibration.checkpoint import Checkpoint
 from cats.calibration.histogram import Binning, count, quantiles
-from cats.calibration.stream import check_decoder, watch
+from cats.calibration.stream import check_decoder, checked, watch
 from cats.core.activation import ACTIVATIONS, CatsMLP, cats, unrounded
 from cats.core.centres import COMPARED_AT, Centres
 from cats.core.structure import GatedMLP, find_gated_mlps
@@ -17,6 +17,7 @@ from cats.core.thresholds import GRID, Thresholds, fingerprint
 from cats.errors import CatsError
 
 MEDIANS, INPUTS = 512, 128  # tokens in the samples, at least, where the text has so many
+FIRST = 30_000  # tokens that the first pass reads, about, where the text has more
 _BINNING = Binning(mantissa_bits=10, lowest=-40, highest=24)
 _LEAST = 2.0**-14  # of a weight over its layer's mean: what 16 bits hold without loss
 _FLOOR = 1e-3  # of the mean square of an output
@@ -30,10 +31,11 @@ def calibrate_centred(
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Thresholds:
-    """Thresholds of the rule `centred` for every sparsity, from two passes of `batches`.
+    """Thresholds of the rule `centred` for every sparsity, from one and a half passes of `batches` or fewer.
 
-    Arguments as `cats.calibrate`. The first pass samples x W_gate, for each neuron's median, and sums up
-    (x W_up)^2; the second counts scores with centres and without. At the end a sample of 128 to 255 tokens
+    Arguments as `cats.calibrate`. The first pass, of every so many batches of a text of more than 30,000
+    tokens, samples x W_gate, for each neuron's median, and sums up (x W_up)^2. The second, of all, counts
+    scores with centres and without. At the end a sample of 128 to 255 tokens
     says at which sparsities a layer is nearer to the dense one with centres. Memory: a sample of 512 to 1,023
     tokens a layer, and 1 MB. Raises CatsError as `cats.calibrate`, and for a model that is sparse already.
 
@@ -51,7 +53,7 @@ def calibrate_centred(
             "This model is sparse already: cats.restore it, the rule centred measures dense ones."
         )
     layers = [_Layer(mlp) for mlp in mlps]
-    twice = _Twice(batches)
+    passes = _Passes(batches)
     signs = fingerprint(mlps)
     saved = None
     if checkpoint is not None:
@@ -61,15 +63,15 @@ def calibrate_centred(
     def see(key: tuple[_Layer, str], x: Tensor, output: Tensor) -> None:
         layer, part = key
         output = output.narrow(-1, layer.mlp.first_output(part), layer.mlp.intermediate_size)
-        if twice.number == 1:
+        if passes.number == 1:
             layer.measure(part, x, output)
         elif part == "gate":
             layer.score(output)
 
     modules = [((layer, part), layer.mlp.projection(part)) for layer in layers for part in ("gate", "up")]
-    tokens = watch(model, modules, twice, see, at="both", saved=saved, progress=progress) // 2
+    tokens = watch(model, modules, passes, see, at="both", saved=saved, progress=progress) - passes.first
     for layer in layers:
-        layer.check(tokens)
+        layer.check(passes.first, tokens)
     scores = [torch.stack([layer.scores[n].cpu() for layer in layers]) for n in (0, 1)]
     values = [quantiles(part, GRID, _BINNING).float() for part in scores]
     errors = [
@@ -134,17 +136,30 @@ def root_size(y: Tensor) -> Tensor:
     return (size + _FLOOR * size.mean()).rsqrt()
 
 
-class _Twice:
-    """Batches read two times; `number` says which time it is, 1 or 2."""
+class _Passes:
+    """Batches of a first pass, every so many, and of a second, all of them; `number` says which, 1 or 2.
+
+    `first`: tokens of the first pass. Raises CatsError for batches of another form.
+    """
 
     def __init__(self, batches: Iterable[dict[str, Tensor]]):
-        self._batches = list(batches) if isinstance(batches, Iterator) else batches
-        self.info = {"tokens": 2 * self._batches.info["tokens"]} if hasattr(self._batches, "info") else {}
+        self._batches = list(checked(batches))
+        sizes = [_tokens(batch) for batch in self._batches]
+        self._stride = max(1, round(sum(sizes) / FIRST))
+        self.first = sum(sizes[:: self._stride])
+        self.info = {"tokens": self.first + sum(sizes)}
         self.number = 1
 
     def __iter__(self):
-        for self.number in (1, 2):
-            yield from self._batches
+        self.number = 1
+        yield from self._batches[:: self._stride]
+        self.number = 2
+        yield from self._batches
+
+
+def _tokens(batch: dict[str, Tensor]) -> int:
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 class _Layer:
@@ -188,11 +203,11 @@ class _Layer:
         self.gates = self.gate_sample.rows.float().median(0).values.half().float().to(device)
         self.centre = ACTIVATIONS[self.mlp.activation](self.gates)
 
-    def check(self, tokens: int) -> None:
+    def check(self, first: int, tokens: int) -> None:
         """Raise CatsError where tokens went past the layer, or where its activations are not finite."""
         if self.gates is None:
             self.settle()
-        if self.gate_sample.seen < tokens:
+        if self.gate_sample.seen < first or int(self.scores[0].sum()) < tokens * self.mlp.intermediate_size:
             raise CatsError(
                 f"{self.mlp.name} was not called on every token, so it has no thresholds: load the model "
                 "without what skips or replaces it."

@@ -32,7 +32,7 @@ def read(
     total = getattr(batches, "info", {}).get("tokens")
     tokens = 0
     with tqdm(total=total, desc=label, unit="tok", disable=None if progress else True) as bar:
-        for batch in _checked(batches) if saved is None else saved.rest(_checked(batches)):
+        for batch in checked(batches) if saved is None else saved.rest(checked(batches)):
             if saved is not None and tokens == 0:
                 bar.update(saved.tokens)
             ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -45,7 +45,7 @@ def read(
         raise CatsError("The batches hold no token to calibrate on: give text.")
 
 
-def _checked(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def checked(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     for batch in batches:
         ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
         if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.numel() == 0:

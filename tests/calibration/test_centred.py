@@ -1,4 +1,4 @@
-"""Calibration of the rule `centred`: it goes on after an interruption, and refuses what cannot be measured."""
+"""Calibration of the rule `centred`: it resumes, and refuses what cannot be measured."""
 
 import doctest
 
@@ -14,20 +14,16 @@ class Interrupted(Exception):
     pass
 
 
-def interrupted(count):
-    """Batches whose reading ends for good after so many."""
+def interrupt_after(model, calls):
+    """Let the model fail for good behind so many calls."""
+    seen = []
 
-    class Some(list):
-        left = count
+    def count(*_):
+        if len(seen) == calls:
+            raise Interrupted
+        seen.append(1)
 
-        def __iter__(self):
-            for batch in super().__iter__():
-                if not self.left:
-                    raise Interrupted
-                self.left -= 1
-                yield batch
-
-    return Some(batches(5))
+    return model.model.register_forward_pre_hook(count)
 
 
 @pytest.mark.parametrize("done", [2, 5, 7])
@@ -35,8 +31,10 @@ def test_goes_on_where_it_was_interrupted(done, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     model, file = toy(), tmp_path / "c.checkpoint"
     whole = calibrate_centred(model, batches(5), progress=False)
+    hook = interrupt_after(model, done)
     with pytest.raises(Interrupted):
-        calibrate_centred(model, interrupted(done), checkpoint=file, progress=False)
+        calibrate_centred(model, batches(5), checkpoint=file, progress=False)
+    hook.remove()
     seen = []
     hook = model.model.register_forward_hook(lambda *_: seen.append(1))
     again = calibrate_centred(model, batches(5), checkpoint=file, progress=False)
@@ -48,6 +46,23 @@ def test_goes_on_where_it_was_interrupted(done, tmp_path, monkeypatch):
         calibrate_centred(toy(seed=1), batches(5), checkpoint=file, progress=False)
     with pytest.raises(CatsError, match="other text"):
         calibrate_centred(model, batches(5, seed=9), checkpoint=file, progress=False)
+
+
+def test_the_first_pass_reads_a_part_of_a_long_text(monkeypatch):
+    monkeypatch.setattr(centred, "FIRST", 150)  # of 440 tokens: every third batch
+    model, seen = toy(), []
+    hook = model.model.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append(kwargs), with_kwargs=True
+    )
+    thresholds = calibrate_centred(model, batches(5), progress=False)
+    hook.remove()
+    read = [0, 3, 0, 1, 2, 3, 4]
+    for kwargs, number in zip(seen, read, strict=True):
+        assert torch.equal(kwargs["input_ids"], batches(5)[number]["input_ids"])
+    assert thresholds.tokens == 5 * 88
+    first = calibrate_centred(model, [batches(5)[0], batches(5)[3]], progress=False)
+    assert thresholds.centres.document()["gates"] == first.centres.document()["gates"]
+    assert thresholds.centres.document()["weights"] == first.centres.document()["weights"]
 
 
 def test_leaves_the_model_as_it_was_and_takes_batches_that_can_be_read_once():
