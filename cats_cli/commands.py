@@ -136,6 +136,7 @@ def _evaluate(command) -> None:
     sub.add_argument(
         "--batch-tokens", type=count, metavar="N", help="tokens a batch (default: found automatically)"
     )
+    sub.add_argument("--thresholds", metavar="FILE", help="from `cats calibrate` (default: calibrate anew)")
     sub.add_argument("--plan", metavar="FILE", help="run a plan instead (.yml); start it twice to share it")
     sub.add_argument(
         "--records", metavar="DIR", help="of a plan: where its records go (default: the output folder)"

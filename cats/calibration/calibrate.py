@@ -22,9 +22,9 @@ from cats.errors import CatsError
 FOLDS = {"silu": 0.2784645427, "gelu": 0.1699712075, "gelu_tanh": 0.1700408}
 PER = ("layer", "neuron")
 GRID_PER_NEURON = torch.tensor([0.0, 0.01, *(k / 40 for k in range(1, 40)), 0.99, 1.0], dtype=torch.float32)
-_GRID_LIMIT = 12_000  # values of all layers together: 120 kB of JSON
-_EXCESS = 3e-4  # what interpolation between points may miss, as a fraction of a layer's activations
-_PROBES = torch.linspace(0.05, 0.95, 4501)
+GRID_LIMIT = 12_000  # values of all layers together: 120 kB of JSON
+EXCESS = 3e-4  # what interpolation between points may miss, as a fraction of a layer's activations
+PROBES = torch.linspace(0.05, 0.95, 4501)
 _POLICY = ("bos", "sequence_length", "order_seed")  # of what corpora.batches tells
 
 
@@ -97,8 +97,8 @@ def calibrate(
     if per == "layer":
         counts = [c[None].cpu() for c in counts]
         every = torch.cat(counts)
-        grid = refined(every, grid, binning, _PROBES, tolerance=_EXCESS, limit=_GRID_LIMIT // len(mlps))
-        values = rounded(every, grid, quantiles(every, grid, binning), binning, _PROBES, _EXCESS / 4)
+        grid = refined(every, grid, binning, PROBES, tolerance=EXCESS, limit=GRID_LIMIT // len(mlps))
+        values = rounded(every, grid, quantiles(every, grid, binning), binning, PROBES, EXCESS / 4)
     else:
         values = torch.stack([quantiles(c, grid, binning).float() for c in counts])
     errors = [

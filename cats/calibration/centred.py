@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from cats.calibration.calibrate import grid_error_of, plain_notes, provenance
+from cats.calibration.calibrate import EXCESS, GRID_LIMIT, PROBES, grid_error_of, plain_notes, provenance
 from cats.calibration.checkpoint import Checkpoint
-from cats.calibration.histogram import Binning, count, quantiles
+from cats.calibration.histogram import Binning, count, quantiles, refined, rounded
 from cats.calibration.stream import check_decoder, checked, watch
 from cats.core.activation import ACTIVATIONS, CatsMLP, cats, unrounded
 from cats.core.centres import COMPARED_AT, Centres
@@ -72,24 +72,26 @@ def calibrate_centred(
     tokens = watch(model, modules, passes, see, at="both", saved=saved, progress=progress) - passes.first
     for layer in layers:
         layer.check(passes.first, tokens)
-    scores = [torch.stack([layer.scores[n].cpu() for layer in layers]) for n in (0, 1)]
-    values = [quantiles(part, GRID, _BINNING).float() for part in scores]
+    scores = torch.cat([torch.stack([layer.scores[n].cpu() for layer in layers]) for n in (0, 1)])
+    limit = GRID_LIMIT // len(scores)
+    grid = refined(scores, GRID, _BINNING, PROBES, tolerance=EXCESS, limit=limit)
+    values = quantiles(scores, grid, _BINNING)
+    values = rounded(scores, grid, values, _BINNING, PROBES, EXCESS / 4)
     errors = [
-        grid_error_of(s[n][None], GRID, v[n], _BINNING, True)
-        for s, v in zip(scores, values, strict=True)
-        for n in range(len(layers))
+        grid_error_of(counts[None], grid, row, _BINNING, True)
+        for counts, row in zip(scores, values, strict=True)
     ]
     thresholds = Thresholds(
         **provenance(source, model, mlps, signs, 0),
         criterion="quantile of |act(x W_gate) - c| times a weight per neuron, c around its median",
         tokens=tokens,
-        grid=GRID,
-        values=values[0],
+        grid=grid,
+        values=values[: len(layers)],
         grid_error=float(f"{max(errors):.3g}"),
         centres=Centres(
             gates=[layer.gates.cpu() for layer in layers],
             weights=[layer.weights.cpu() for layer in layers],
-            values=values[1],
+            values=values[len(layers) :],
             hidden_sizes=[mlp.hidden_size for mlp in mlps],
             errors=torch.ones(len(layers), len(COMPARED_AT)),
         ),

@@ -3,6 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from cats.core.thresholds import Thresholds
 from cats.criteria.rule import RULES, Fit, Rule, ThresholdFit, register
 from cats.errors import CatsError, did_you_mean
 
@@ -21,4 +22,9 @@ def rule(name: str) -> Rule:
     return RULES[name]
 
 
-__all__ = ["DENSE", "RULES", "Fit", "Rule", "ThresholdFit", "register", "rule"]
+def from_thresholds(thresholds: Thresholds) -> Fit:
+    """The fit of the rule that a thresholds file is for."""
+    return rule(thresholds.rule).from_thresholds(thresholds)
+
+
+__all__ = ["DENSE", "RULES", "Fit", "Rule", "ThresholdFit", "from_thresholds", "register", "rule"]

@@ -1,6 +1,7 @@
 """CATS itself: one threshold a layer, the quantile of |z| (paper eq. 5 and sec. 4.1)."""
 
 from cats.calibration.calibrate import calibrate
+from cats.core.thresholds import Thresholds
 from cats.criteria.rule import Rule, ThresholdFit, register
 
 
@@ -13,4 +14,8 @@ class Cats(Rule):
     what = "one threshold a layer, the quantile of |act(x W_gate)| (the paper)"
 
     def calibrate(self, model, batches, *, source=None, progress=True) -> ThresholdFit:
-        return ThresholdFit(self.name, calibrate(model, batches, source=source, progress=progress))
+        return self.from_thresholds(calibrate(model, batches, source=source, progress=progress))
+
+    def from_thresholds(self, thresholds: Thresholds) -> ThresholdFit:
+        """The fit that a thresholds file gives, without any text."""
+        return ThresholdFit(self.name, thresholds)

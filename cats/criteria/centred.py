@@ -47,6 +47,9 @@ class Centred(SitedRule):
         thresholds = calibrate_centred(model, batches, source=source, progress=progress)
         return CentredFit(self, thresholds, corpus_of(source))
 
+    def from_thresholds(self, thresholds: Thresholds) -> "CentredFit":
+        return CentredFit(self, thresholds, thresholds.corpus)
+
     def sites(self, model, state, sparsity):
         if not sparsity:
             return []

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from cats import paths
+from cats.core.thresholds import Thresholds
 from cats.corpora import Calibration
 from cats.criteria.masking import Policy
 from cats.errors import CatsError
@@ -21,6 +22,7 @@ from cats.records.text_table import text_table
 
 def main(given: Namespace) -> None:
     """Check everything first, then evaluate; `given` as `cats_cli` parses it."""
+    thresholds = Thresholds.load(Path(given.thresholds)) if given.thresholds else None
     runs = _runs(given)
     output, records = Path(given.output), Path(given.records or given.output)
     for folder in (output, records):
@@ -44,11 +46,13 @@ def main(given: Namespace) -> None:
         if processes.leads:
             print("Everything is recorded." if done else "Something is left: the same command goes on.")
     else:
-        _one(runs[0], given, processes, output)
+        _one(runs[0], given, thresholds, processes, output)
     processes.leave()
 
 
-def _one(run: Run, given: Namespace, processes: Processes, output: Path) -> None:
+def _one(
+    run: Run, given: Namespace, thresholds: Thresholds | None, processes: Processes, output: Path
+) -> None:
     memory.check(run.model, model_loading.config(run.model), run.dtype, processes.device)
     loaded = model_loading.load(run.model, dtype=run.dtype, device=processes.device, seed=run.seed)
     if loaded.tokenizer is None:
@@ -64,6 +68,7 @@ def _one(run: Run, given: Namespace, processes: Processes, output: Path) -> None
         documents=run.documents,
         seed=run.seed,
         calibration=run.calibration,
+        thresholds=thresholds,
         chat=run.chat,
         batch_tokens=run.batch_tokens,
     )

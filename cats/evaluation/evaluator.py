@@ -12,9 +12,11 @@ from tqdm.auto import tqdm
 
 from cats import criteria, paths
 from cats.core.accounting import Accounting, account
+from cats.core.thresholds import Thresholds
 from cats.corpora import Calibration
 from cats.corpora.sampled import sampled
 from cats.criteria.masking import Masking
+from cats.errors import CatsError
 from cats.evaluation import tasks
 from cats.evaluation.distributed import Processes
 from cats.evaluation.hflm import MaskedHFLM
@@ -31,7 +33,8 @@ class Evaluator:
 
     `output`: the folder of result files; what is there already is not evaluated again. `documents`: a draw of
     so many from each task, with `seed`. `chat`: prompts in the model's chat template. `batch_tokens`: tokens
-    of a batch. `text_tokens` keeps the beginning of longer texts.
+    of a batch. `text_tokens` keeps the beginning of longer texts. `thresholds`: of the one rule that is then
+    evaluated, in place of a calibration.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Evaluator:
         documents: int | None = None,
         seed: int = 0,
         calibration: Calibration | None = None,
+        thresholds: Thresholds | None = None,
         chat: bool = False,
         batch_tokens: int | None = None,
         text_tokens: int | None = None,
@@ -55,6 +59,7 @@ class Evaluator:
         self.documents = documents
         self.seed = seed
         self.calibration = calibration or Calibration()
+        self.thresholds = thresholds
         self.chat = chat
         self.batch_tokens = batch_tokens
         self.text_tokens = text_tokens
@@ -127,8 +132,15 @@ class Evaluator:
     def check(self, names: Sequence[str], wanted: Sequence[Method]) -> None:
         """Raise CatsError for tasks without data and rules that do not apply, before minutes of work."""
         tasks.check(names, self.data_dir)
+        if self.thresholds is not None:
+            self.thresholds.check(self.loaded.model)
         for method in wanted:
             if method.rule != criteria.DENSE:
+                if self.thresholds is not None and method.rule != self.thresholds.rule:
+                    raise CatsError(
+                        f"The thresholds are for the rule {self.thresholds.rule}, not {method.rule}: "
+                        "leave one of the two out."
+                    )
                 criteria.rule(method.rule).check(self.loaded.model)
                 method.rule_sparsity(self.shape)
 
@@ -147,12 +159,15 @@ class Evaluator:
             "sparsity": method.sparsity,
             **({"level": method.level} if method.level != "rule" else {}),
             "policy": None if dense else method.policy.describe(),
-            "calibration": None if dense else self.calibration.describe(),
+            "calibration": None if dense else self._calibration(),
             "documents": self.documents,
             "seed": self.seed if self.documents else None,
             "chat": self.chat,
             "text_tokens": tasks.read_tokens(name, self.text_tokens),
         }
+
+    def _calibration(self) -> dict:
+        return self.calibration.describe() if self.thresholds is None else self.thresholds.provenance()
 
     @contextmanager
     def _applied(self, method: Method) -> Iterator[MaskedHFLM]:
@@ -176,6 +191,8 @@ class Evaluator:
     def _fit(self, rule: str) -> criteria.Fit | None:
         if rule == criteria.DENSE:
             return None
+        if self.thresholds is not None:
+            self._fits.setdefault(rule, criteria.from_thresholds(self.thresholds))
         if rule not in self._fits:
             if self._batches is None:
                 device = self.loaded.model.device.type

@@ -293,6 +293,26 @@ def test_generate_continues_the_prompt(here, capsys):
     assert "tokens in" in err
 
 
+def test_every_command_takes_the_rule_centred(here, capsys):
+    assert run(capsys, f"{CALIBRATE} --rule centred")[0] == 0
+    assert [file.name for file in here.glob("t.*")] == ["t.json"]
+    status, out, err = run(capsys, "inspect t.json --sparsity 0.3 0.9")
+    assert (status, err) == (0, "") and "centred" not in err
+    rows = [line for line in out.splitlines() if line.strip() and line.split()[0].isdigit()]
+    assert len(rows) == 30 and any(" c" in row for row in rows)
+    assert not any(row.endswith(" c") for row in rows), "at 0.9 A would take more than is left"
+    for options in ("--thresholds t.json", "--thresholds t.json --rule centred", "--rule centred"):
+        status, out, _ = run(capsys, f"generate 'The capital of France is' {options} --new-tokens 2")
+        assert status == 0 and out.startswith("The capital of France is")
+    line = "perplexity --rule centred --sparsity 0.5 --documents 2 --sequence-length 128"
+    status, out, _ = run(capsys, line)
+    sparse = out.splitlines()[-1].split()
+    assert status == 0 and abs(float(sparse[1]) - 0.5) < 0.1
+    for options in ("--thresholds t.json --rule cats", "--thresholds good.json --rule centred"):
+        status, _, err = run(capsys, f"generate hi {options}")
+        assert status == 2 and "are for the rule" in err and len(err.strip().splitlines()) == 1
+
+
 def test_a_model_that_is_sparse_already_is_measured_dense_too(here, capsys, monkeypatch, smollm):
     monkeypatch.setattr(models, "load", lambda *_, **__: smollm)
     lines = (

@@ -8,8 +8,10 @@ from safetensors.torch import load_file, save_file
 from toys import batches, constant_thresholds, tokens, toy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cats import CatsError, calibrate, cats_mlps, restore, sparsify
-from cats.core.sparsify import centre
+from cats import CatsError, calibrate, cats_mlps, find_gated_mlps, restore, sparsify
+from cats.core.centres import Setting
+from cats.core.config import CatsConfig
+from cats.core.sparsify import install
 
 NAME = "model.layers.1.mlp.threshold"
 
@@ -100,7 +102,8 @@ def sparse(request, tmp_path):
         sparsify(model, constant_thresholds(model), 0.5)
     else:
         vectors = [torch.full((80,), 0.1)] * 3
-        centre(model, vectors, vectors, 0.5, added=[None] * 3, calibrated={})
+        settings = [Setting(vector, vector) for vector in vectors]
+        install(model, find_gated_mlps(model), settings, CatsConfig(0.5, {}, per="neuron"))
     model.save_pretrained(tmp_path)
     assert kinds(AutoModelForCausalLM.from_pretrained(tmp_path))
     return tmp_path

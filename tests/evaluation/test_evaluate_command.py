@@ -9,6 +9,7 @@ import two_processes
 from evaluation_toys import TEXT, loaded
 
 import cats_cli
+from cats import CatsError, Thresholds, calibrate_centred
 from cats.evaluation.evaluator import Evaluator
 from cats.evaluation.method import Method
 from cats.evaluation.result import Result
@@ -41,6 +42,23 @@ def test_an_output_that_cannot_be_is_said_before_the_model_loads(folder, tmp_pat
     arguments = ["--tasks", "piqa", "--data-dir", str(folder), "--output", str(tmp_path / "file")]
     assert cats_cli.main(["evaluate", *arguments]) == 2
     assert "file cannot be made (file exists): name another." in capsys.readouterr().err
+
+
+def test_a_thresholds_file_takes_the_place_of_a_calibration(folder, tmp_path):
+    toy, method = loaded(), Method("centred", 0.5)
+    thresholds = calibrate_centred(toy.model, TEXT.batches(toy.tokenizer, "cpu"), progress=False)
+    thresholds.save(tmp_path / "c.json")
+    (path,) = Evaluator(toy, tmp_path, data_dir=folder, calibration=TEXT).run(
+        ["arc_easy"], [method], progress=False
+    )
+    file = Thresholds.load(tmp_path / "c.json")
+    by_file = Evaluator(toy, tmp_path, data_dir=folder, thresholds=file)
+    (other,) = by_file.run(["arc_easy"], [method], progress=False)
+    assert path.name != other.name
+    first, second = Result.load(path), Result.load(other)
+    assert first.metrics == second.metrics and first.sparsity == second.sparsity
+    with pytest.raises(CatsError, match="are for the rule centred, not cats"):
+        by_file.run(["arc_easy"], [Method("cats", 0.5)], progress=False)
 
 
 def test_lm_evals_own_command_line_gives_the_same_numbers(folder, tmp_path, monkeypatch, capsys):

@@ -59,8 +59,7 @@ def run(loaded, text, fit, batches, tmp_path):
 @pytest.fixture
 def centred_everywhere(monkeypatch):
     """Centres in every layer: random weights rarely want them."""
-    rule = type(criteria.rule("centred"))
-    monkeypatch.setattr(rule, "gains", lambda self, mlp, state, sparsity: True)
+    monkeypatch.setattr(Centres, "pays", lambda self, layer, sparsity: True)
 
 
 @pytest.fixture
