@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,7 +289,7 @@ def interrupted(text, after):
 
 @pytest.mark.parametrize("options", [{}, {"per": "neuron"}, {"weights": torch.ones(3, 80)}])
 def test_interrupted_calibration_goes_on_to_the_bit(llama, tmp_path, monkeypatch, options):
-    monkeypatch.setattr(cats.checkpoints, "SECONDS", 0.0)
+    monkeypatch.setattr(cats.calibration.checkpoint, "SECONDS", 0.0)
     text = batches(6)
     file = tmp_path / "t.checkpoint"
     expected = calibrate(llama, text, progress=False, **options)
@@ -338,8 +339,8 @@ def test_damaged_checkpoint_is_refused(llama, tmp_path, damage):
 KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-import cats.checkpoints
-cats.checkpoints.SECONDS = 0.0
+import cats.calibration.checkpoint
+cats.calibration.checkpoint.SECONDS = 0.0
 from toys import batches, toy
 def slowly():
     for batch in batches(6):
@@ -352,7 +353,7 @@ cats.calibrate(toy(), slowly(), checkpoint=sys.argv[1], progress=False)
 
 def test_killed_calibration_goes_on(llama, tmp_path):
     file = tmp_path / "t.checkpoint"
-    command = [sys.executable, "-c", KILLED, str(file), str(__file__).rpartition("/")[0]]
+    command = [sys.executable, "-c", KILLED, str(file), str(Path(__file__).parents[1] / "support")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 300

@@ -7,6 +7,7 @@ import pytest
 from finetuning_toys import TOY, read, sentences
 
 from cats import corpora, criteria
+from cats.core.centres import Centres
 from cats.finetuning import Recipe, finetune
 
 
