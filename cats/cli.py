@@ -206,9 +206,7 @@ def _load(given: Namespace, *, tokens: int) -> model_loading.LoadedModel:
     if given.model.removeprefix(model_loading.RANDOM) in GEOMETRIES:
         raise CatsError(f"{given.model} has no tokenizer, so it reads no text: name another model.")
     if given.dtype in model_loading.DTYPES:  # any other is for `load` to say
-        memory.check(
-            given.model, model_loading.config(given.model), given.dtype, given.device, tokens=tokens
-        )
+        memory.check(given.model, model_loading.config(given.model), given.dtype, given.device, tokens=tokens)
     loaded = model_loading.load(given.model, device=given.device, dtype=given.dtype, seed=given.seed)
     find_gated_mlps(loaded.model)
     return loaded

@@ -108,9 +108,9 @@ class SparsityMeter:
     """Measures the share of gate activations that a sparsified model zeroes while it runs in this context.
 
     `by_layer` [L] and `overall`: fractions in [0, 1] of the activations of valid tokens (see Observation)
-    that are zero after the mask, over the calls that mask; of the rule `centred`, that are at their centre,
-    less the share that A costs. `per_token=True` also keeps `per_token` [L, N], a
-    fraction for each token. `valid` may be set anew between calls. Raises CatsError for a dense model.
+    that are zero after the mask, or by the rule `centred` at their centre, over the calls that mask.
+    `per_token=True` also keeps `per_token` [L, N], a fraction for each token. `valid` may be set anew between
+    calls. Raises CatsError for a dense model.
     """
 
     def __init__(self, model: nn.Module, valid: Tensor | None = None, *, per_token: bool = False):
@@ -144,11 +144,11 @@ class SparsityMeter:
     def by_layer(self) -> Tensor:
         if not all(self._seen):
             raise CatsError("No masked token was seen: run the model on some text inside the SparsityMeter.")
-        modules = self._observation.modules
+        widths = [module.intermediate_size for module in self._observation.modules]
         return torch.tensor(
             [
-                int(zeroed) / (seen * module.intermediate_size) - module.overhead
-                for zeroed, seen, module in zip(self._zeroed, self._seen, modules, strict=True)
+                int(zeroed) / (seen * width)
+                for zeroed, seen, width in zip(self._zeroed, self._seen, widths, strict=True)
             ],
             dtype=torch.float64,
         )
@@ -172,4 +172,4 @@ class SparsityMeter:
         self._zeroed[layer] = self._zeroed[layer] + zeroed.sum()
         self._seen[layer] += len(z)
         if self._tokens is not None:
-            self._tokens[layer].append((zeroed.float() / z.shape[-1] - module.overhead).cpu())
+            self._tokens[layer].append((zeroed.float() / z.shape[-1]).cpu())

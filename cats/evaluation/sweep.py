@@ -9,6 +9,7 @@ from torch import nn
 from cats.calibration.observe import SparsityMeter
 from cats.core.accounting import account
 from cats.core.sparsify import restore, sparsify
+from cats.core.structure import cats_mlps
 from cats.core.thresholds import Thresholds
 from cats.core.thresholds import sparsities as check_sparsities
 from cats.evaluation.intervals import paired_interval
@@ -73,7 +74,7 @@ def sweep(
             rows.append(
                 {
                     "gate_sparsity": sparsity,
-                    "realised_sparsity": float(meter.overall),
+                    "realised_sparsity": float(meter.overall) - _overhead(model),
                     "model_sparsity": shape.model_sparsity(sparsity),
                     **perplexity(scores),
                     **paired_interval(dense, scores, seed=seed),
@@ -86,3 +87,10 @@ def sweep(
         restore(model)
     by_document = pd.concat(deltas) if deltas else pd.DataFrame()
     return Sweep(pd.DataFrame(rows).astype({name: float for name in DELTAS if sparsities}), by_document)
+
+
+def _overhead(model: nn.Module) -> float:
+    """What the rule `centred` reads on top, as a share of all neurons."""
+    modules = cats_mlps(model)
+    neurons = sum(module.intermediate_size for module in modules)
+    return sum(module.overhead * module.intermediate_size for module in modules) / neurons

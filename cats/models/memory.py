@@ -76,9 +76,7 @@ def available(device: str) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9 + _reclaimable()
 
 
-def check(
-    name: str, config: PretrainedConfig, dtype: str, device: str, *, tokens: int = 2048
-) -> Estimate:
+def check(name: str, config: PretrainedConfig, dtype: str, device: str, *, tokens: int = 2048) -> Estimate:
     """The estimate for calls of `tokens` tokens; raises CatsError where the device has less memory free.
 
     Nothing is loaded for it.
