@@ -10,8 +10,8 @@ from cats.book.analysis import recorded
 from cats.book.analysis.findings import Finding, at_least, points
 from cats.core.thresholds import Thresholds
 from cats.evaluation.intervals import difference, mean_difference
-from cats.evaluation.table import AVERAGE, stock
-from cats.evaluation.task_list import PAPER
+from cats.evaluation.table import AVERAGE
+from cats.evaluation.task_list import PAPER, stock
 from cats.paths import THRESHOLDS
 from cats.records.packing import unpack
 
