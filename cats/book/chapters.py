@@ -49,7 +49,9 @@ def select(wanted: Iterable[str]) -> list[str]:
 def read(file: Path) -> NotebookNode:
     """A notebook; CatsError where it is not one."""
     with explained(f"The chapter {file} is not a whole notebook", "restore it with git"):
-        return nbformat.read(file, as_version=4)
+        notebook = nbformat.read(file, as_version=4)
+        nbformat.validate(notebook)  # reading one only logs what is wrong
+        return notebook
 
 
 def write(notebook: NotebookNode, file: Path) -> None:
@@ -81,7 +83,9 @@ def all_parameters() -> set[str]:
 def assignments(source: str) -> dict:
     """Names and values of a cell that only assigns literals, annotated or not."""
     values = {}
-    for node in ast.parse(source).body:
+    with explained("A parameters cell is not Python", "restore the chapter with git"):
+        body = ast.parse(source).body
+    for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         try:
             values[targets[0].id] = ast.literal_eval(node.value)

@@ -56,7 +56,7 @@ def load_profile(profile: str) -> dict:
         known = ", ".join(sorted(path.stem for path in PARAMS.glob("*.yml")))
         raise CatsError(f"There is no profile {profile!r}: use one of {known}, or a path that ends in .yml.")
     values = yaml_file.read(file, "profile") or {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise CatsError(f"{file} must map parameter names to values, one a line.")
     return values
 

@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cats.core import strict_json
+from cats import strict_json
 from cats.core.activation import ACTIVATIONS
 from cats.core.centres import Centres, decoded
 from cats.core.quantiles import shortest
@@ -152,7 +152,10 @@ def _numbers(values: list, name: str) -> Tensor:
             todo += value
         elif type(value) not in (int, float):
             raise ValueError(f"{name!r} holds something that is no number")
-    return torch.tensor(values, dtype=torch.float32)
+    try:
+        return torch.tensor(values, dtype=torch.float32)
+    except TypeError as error:
+        raise ValueError(f"{name!r} are lists of several lengths") from error
 
 
 def _tensor(path: Path, document: dict, name: str) -> Tensor:

@@ -108,7 +108,7 @@ def _json_texts(line: str, number: int, path: Path, fields: Sequence[str]) -> tu
         raise CatsError(f"Line {number} of {path.name} is not JSON: the file may be truncated.") from error
     for field in fields:
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            has = ", ".join(row)[:200] if isinstance(row, dict) else type(row).__name__
             raise CatsError(
                 f"Line {number} of {path.name} has no text field {field!r} (it has {has}): name the field."
             )

@@ -79,7 +79,8 @@ def _rows(title: str, data: bytes, digest: str, compressed: bool) -> datasets.Da
         print(f"{title}: {halves} halves of surrogate pairs were replaced by U+FFFD.", file=sys.stderr)
         rows = [_whole(row) for row in rows]
     try:
-        return datasets.Dataset.from_list(rows)
+        columns = dict.fromkeys(key for row in rows for key in list(row.keys()))
+        return datasets.Dataset.from_list([dict.fromkeys(columns) | row for row in rows])
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CatsError(
             f"The rows of the mirror {title} (sha256 {digest[:16]}) are not alike: copy it again."

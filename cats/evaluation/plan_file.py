@@ -41,12 +41,12 @@ def check(values: Mapping, types: Mapping, where: str) -> None:
     """
     for key, value in values.items():
         if key not in types:
-            raise CatsError(f"Unknown key {key!r} in {where}: use {', '.join(sorted(types))}.")
+            raise CatsError(f"Unknown key {str(key)[:80]!r} in {where}: use {', '.join(sorted(types))}.")
         wanted = types[key]
         if not _is(value, wanted):
             kinds = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
             words = " or ".join(_WORDS[kind] for kind in kinds if kind is not NoneType)
-            raise CatsError(f"{key} in {where} is {value!r}, but must be {words}.")
+            raise CatsError(f"{key} in {where} is {repr(value)[:200]}, but must be {words}.")
 
 
 def _is(value, kind) -> bool:

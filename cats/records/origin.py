@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import NotRequired, TypedDict
 
 from cats.records import identity
@@ -109,3 +110,34 @@ def _count(number: int, word: str) -> str:
 def _commit(origin: Origin) -> str:
     commit = origin["commit"][:7] if origin["commit"] else "unknown"
     return f"{commit} with changes" if origin["dirty"] else commit
+
+
+_WHOLE = {
+    "kind": str,
+    "commit": (str, NoneType),
+    "dirty": (bool, NoneType),
+    "begin": (str, NoneType),
+    "seconds": (int, float, NoneType),
+    "hardware": dict,
+    "software": (dict, NoneType),
+    "ops": dict,
+    "seed": (int, NoneType),
+}
+
+
+def is_whole(origin: dict) -> bool:
+    """Whether an origin read from a file has all of its parts, each of its type."""
+    typed = all(name in origin and isinstance(origin[name], kinds) for name, kinds in _WHOLE.items())
+    if not typed or origin["kind"] not in (OWN, REBUILT, UNKNOWN):
+        return False
+    if not isinstance(origin["hardware"].get("device"), str) or "driver" not in origin["hardware"]:
+        return False
+    named = {"torch", "triton", "transformers"}.issubset(
+        origin["software"] or {"torch", "triton", "transformers"}
+    )
+    first = origin.get("first")
+    begun = origin["begin"] or (first.get("utc") if isinstance(first, dict) else None)
+    try:
+        return named and datetime.strptime(begun, _UTC) is not None
+    except (TypeError, ValueError):
+        return False

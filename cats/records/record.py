@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from cats import paths
+from cats import paths, strict_json
 from cats.errors import CatsError, explained
 from cats.records import identity, origin
 from cats.records.origin import Origin
@@ -190,8 +190,8 @@ def _columns(experiment: str) -> tuple[str, ...]:
 
 def _open(path: Path, experiment: str) -> Record:
     with explained(f"The record {path.name} is truncated or no JSON", "restore it or measure again"):
-        content = json.loads(path.read_bytes())
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        content = strict_json.parse(path.read_bytes())
+    if content.get("schema") != SCHEMA:
         raise CatsError(f"The record {path.name} is not of schema {SCHEMA}: this version cannot read it.")
     absent = [part for part in _PARTS if part not in content]
     if absent or content["experiment"] != experiment:
@@ -204,7 +204,28 @@ def _open(path: Path, experiment: str) -> Record:
         raise CatsError(
             f"The record {path.name} has {other[0]} of another type: restore it or measure again."
         )
+    if part := _garbled(content):
+        raise CatsError(f"The record {path.name} has garbled {part}: restore it or measure again.")
     return Record(path, content)
+
+
+def _garbled(content: dict) -> str | None:
+    """The first part of a record in which something is of another type; None where nothing is."""
+    origins, rows = content["origins"], content["rows"]
+    if not _all_of(content.get("notes", []), str):
+        return "notes"
+    if not all(map(origin.is_whole, origins)):
+        return "origins"
+    places = [row.get("origins") for row in rows] or [None]
+    known = set(range(len(origins)))
+    if not all(_all_of(each, int) and known.issuperset(each) for each in places):
+        return "rows"
+    lacking = [column for column in COLUMNS[content["experiment"]] if any(column not in row for row in rows)]
+    return f"rows without {lacking[0]}" if lacking else None
+
+
+def _all_of(values, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _matches(record: Record, key: str, value) -> bool:

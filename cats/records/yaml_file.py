@@ -44,6 +44,12 @@ class Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"more than {_VALUES:,} values")
         return node
 
+    def construct_mapping(self, node, deep=False):
+        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in written if written.count(key) > 1 and key != "<<"]:
+            raise yaml.YAMLError(f"the key {twice[0][:80]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
 
 def _whole(loader: Loader, node) -> int:
     text = loader.construct_scalar(node)

@@ -123,7 +123,7 @@ def test_a_wrong_plan_says_where(tmp_path, text, message):
 )
 def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
     path = tmp_path / "plan.yml"
-    path.write_text(f"runs: [{{model: m, record: r, tasks: [piqa], rules: [dense], {value}}}]")
+    path.write_text(f"defaults: {{model: m, record: r, tasks: [piqa], rules: [dense]}}\nruns: [{{{value}}}]")
     with pytest.raises(CatsError, match=message):
         plans.read(path)
 

@@ -37,7 +37,9 @@ from cats.finetuning import plan
     }.items(),
 )
 def test_a_wrong_value_in_a_plan_says_what_it_must_be(tmp_path, value, message):
-    (tmp_path / "plan.yml").write_text(f"runs: [{{model: toy, record: toy, methods: [dense], {value}}}]")
+    (tmp_path / "plan.yml").write_text(
+        f"defaults: {{model: toy, record: toy, methods: [dense]}}\nruns: [{{{value}}}]"
+    )
     with pytest.raises(CatsError, match=message):
         plan.read(tmp_path / "plan.yml")
 

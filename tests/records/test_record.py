@@ -153,7 +153,7 @@ def test_damaged_records_are_refused(tmp_path):
     content = json.loads(text)
     for damaged, reason in [
         (text[: len(text) // 2], "truncated or no JSON"),
-        ("[]", "is not of schema 2"),
+        ("[]", "it is no object of names and values"),
         (json.dumps({**content, "schema": 1}), "is not of schema 2"),
         (json.dumps({**content, "experiment": "decode"}), "is of the experiment 'decode'"),
         (json.dumps({key: value for key, value in content.items() if key != "origins"}), "lacks origins"),
