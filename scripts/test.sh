@@ -19,7 +19,7 @@ call() {
 
 # The kernels run on the GPU where there is one, in Triton's interpreter everywhere else.
 interpret="$(.venv/bin/python -c 'import torch; print(int(not torch.cuda.is_available()))')" || exit 1
-TRITON_INTERPRET="$interpret" call --dist worksteal -W ignore::RuntimeWarning tests/interpreted
+TRITON_INTERPRET="$interpret" call --dist worksteal -W ignore::RuntimeWarning tests/interpreted tests/slow/test_kernel_cases.py
 call --dist loadfile --ignore=tests/interpreted
 printf '\n%s' "$closing"
 exit "$failed"

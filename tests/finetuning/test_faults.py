@@ -48,7 +48,7 @@ def test_a_command_killed_anywhere_and_begun_again_has_one_record_and_its_model(
     names = ["whole", *(f"cut-{number}" for number in range(KILLS))]
     whole, *cut = ([*SHORT, "--save", "--output", f"runs/{name}"] for name in names)
     statuses, said = killed.commands(
-        (whole, None), *((each, s) for each in cut for s in (draw.random(), None))
+        (whole, None, 0), *((each, s, signal.SIGKILL) for each in cut for s in (draw.random(), None))
     )
     assert statuses == [0, *[signal.SIGKILL, 0] * KILLS], said
     expected = result(here / "runs" / "whole" / "toy")["points"]

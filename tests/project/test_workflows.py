@@ -19,8 +19,8 @@ STEPS = [
 named = {"ids": lambda value: value if isinstance(value, str) else ""}
 
 
-def test_the_three_workflows_are_there():
-    assert set(WORKFLOWS) == {"test.yml", "site.yml", "gpu.yml"}
+def test_the_four_workflows_are_there():
+    assert set(WORKFLOWS) == {"test.yml", "site.yml", "gpu.yml", "harden.yml"}
 
 
 def zizmor(folder: Path) -> subprocess.CompletedProcess:

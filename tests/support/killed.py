@@ -10,11 +10,12 @@ import sys
 _PROGRAM = """
 import json, os, signal, sys
 import cats_cli
+import cats.evaluation.command
 import cats.finetuning.command
 
 CHANGES = "os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir"
 
-def child(arguments, at):
+def child(arguments, at, how):
     read, write = os.pipe()
     pid = os.fork()
     if pid:
@@ -30,7 +31,7 @@ def child(arguments, at):
         if path.startswith(os.path.abspath("runs")):
             changes += 1
             if changes == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), how)
 
     sys.addaudithook(count)
     status = cats_cli.main(arguments)
@@ -38,16 +39,16 @@ def child(arguments, at):
     os._exit(status)
 
 whole = None
-for arguments, share in json.loads(sys.argv[1]):
+for arguments, share, how in json.loads(sys.argv[1]):
     at = None if share is None else 1 + int(share * whole)
-    status, changes = child(arguments, at)
+    status, changes = child(arguments, at, how)
     whole = whole or changes
     print("status", status, at, flush=True)
 """
 
 
-def commands(*wanted: tuple[list[str], float | None]) -> tuple[list[int], str]:
-    """Run commands one after the other, each in a process of its own, and kill those with a share.
+def commands(*wanted: tuple[list[str], float | None, int]) -> tuple[list[int], str]:
+    """Run commands one after the other, each in a process of its own, and send those with a share a signal.
 
     A share in [0, 1) is of the changes of files that the first command, a whole one, made below the folder
     `runs`. Returns the wait statuses, and what was said.
