@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from cats import strict_json
+from cats import paths
 from cats.core.activation import ACTIVATIONS
 from cats.core.centres import Centres, decoded
 from cats.core.quantiles import shortest
@@ -57,7 +57,7 @@ def check_output(path: Path) -> None:
     if not path.exists():
         return
     try:
-        document = strict_json.parse(path.read_bytes())
+        document = paths.parse_json(path.read_bytes())
     except (OSError, ValueError):
         document = {}
     if "schema" not in document or "grid" not in document:
@@ -69,7 +69,7 @@ def _beside(path: Path) -> Path | None:
     check_output(path)
     if not path.exists():
         return None
-    document = strict_json.parse(path.read_bytes())
+    document = paths.parse_json(path.read_bytes())
     for name in _TENSORS:
         reference = document.get(name)
         file = str(reference.get("file")) if isinstance(reference, dict) else ""
@@ -86,7 +86,7 @@ def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         reason = error.strerror.lower() if error.strerror else "it cannot be opened"
         raise CatsError(f"The thresholds file {path} cannot be read: {reason}.") from error
     try:
-        document = strict_json.parse(data)
+        document = paths.parse_json(data)
     except ValueError as error:
         raise CatsError(f"The thresholds file {path} is not valid JSON ({error}): make it again.") from error
     schema = document.get("schema")
@@ -98,24 +98,24 @@ def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         tensors = {name: _tensor(path, document, name) for name in _TENSORS if name in document}
         checked = {
-            "model": _model(strict_json.field(document, "model", dict)),
-            "activation": strict_json.field(document, "activation", str),
-            "criterion": strict_json.field(document, "criterion", str),
-            "corpus": strict_json.field(document, "corpus", dict),
-            "tokens": strict_json.count(document, "tokens"),
-            "policy": strict_json.field(document, "policy", dict),
-            "grid": _numbers(strict_json.field(document, "grid", list), "grid"),
-            "grid_error": strict_json.field(document, "grid_error", float),
+            "model": _model(paths.json_field(document, "model", dict)),
+            "activation": paths.json_field(document, "activation", str),
+            "criterion": paths.json_field(document, "criterion", str),
+            "corpus": paths.json_field(document, "corpus", dict),
+            "tokens": paths.json_count(document, "tokens"),
+            "policy": paths.json_field(document, "policy", dict),
+            "grid": _numbers(paths.json_field(document, "grid", list), "grid"),
+            "grid_error": paths.json_field(document, "grid_error", float),
         }
         if "centres" in document:
-            checked["centres"] = _centres(strict_json.field(document, "centres", dict))
+            checked["centres"] = _centres(paths.json_field(document, "centres", dict))
         if "values" not in tensors:
             raise ValueError("it lacks 'values'")
         if not 0 <= checked["grid_error"] <= 1:
             raise ValueError("'grid_error' is no share")
         if checked["activation"] not in ACTIVATIONS:
             raise ValueError(f"the activation {checked['activation']!r} is not known")
-        if strict_json.field(document, "shape", list) != list(tensors["values"].shape):
+        if paths.json_field(document, "shape", list) != list(tensors["values"].shape):
             raise ValueError("'values' have not the shape that it says")
     except ValueError as error:
         raise CatsError(f"The thresholds file {path} is inconsistent ({error}): make it again.") from error
@@ -135,11 +135,11 @@ def _model(model: dict) -> dict:
 def _centres(part: dict) -> Centres:
     """What `Centres.document` wrote; ValueError for anything else."""
     return Centres(
-        gates=decoded(strict_json.field(part, "gates", list)),
-        weights=decoded(strict_json.field(part, "weights", list)),
-        values=_numbers(strict_json.field(part, "values", list), "values"),
-        hidden_sizes=strict_json.field(part, "hidden_sizes", list),
-        errors=_numbers(strict_json.field(part, "errors", list), "errors"),
+        gates=decoded(paths.json_field(part, "gates", list)),
+        weights=decoded(paths.json_field(part, "weights", list)),
+        values=_numbers(paths.json_field(part, "values", list), "values"),
+        hidden_sizes=paths.json_field(part, "hidden_sizes", list),
+        errors=_numbers(paths.json_field(part, "errors", list), "errors"),
     )
 
 
@@ -165,7 +165,7 @@ def _tensor(path: Path, document: dict, name: str) -> Tensor:
         return _numbers(value, name)
     if type(value) is not dict:
         raise ValueError(f"{name!r} is neither numbers nor the name of a file")
-    beside = path.with_name(os.path.basename(strict_json.field(value, "file", str)) or "?")
+    beside = path.with_name(os.path.basename(paths.json_field(value, "file", str)) or "?")
     try:
         data = beside.read_bytes()
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from cats import paths, strict_json
+from cats import paths
 from cats.errors import CatsError, explained
 from cats.records import identity, origin
 from cats.records.origin import Origin
@@ -190,7 +190,7 @@ def _columns(experiment: str) -> tuple[str, ...]:
 
 def _open(path: Path, experiment: str) -> Record:
     with explained(f"The record {path.name} is truncated or no JSON", "restore it or measure again"):
-        content = strict_json.parse(path.read_bytes())
+        content = paths.parse_json(path.read_bytes())
     if content.get("schema") != SCHEMA:
         raise CatsError(f"The record {path.name} is not of schema {SCHEMA}: this version cannot read it.")
     absent = [part for part in _PARTS if part not in content]
