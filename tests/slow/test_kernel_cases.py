@@ -141,4 +141,4 @@ def test_the_op_equals_its_reference(part, record_property):
     test = hypothesis.given(CASES)(lambda case: check(case, kinds))
     hypothesis.seed(part)(settings(test))()
     where = "the interpreter" if triton.knobs.runtime.interpret else "the CPU kernel"
-    record_property(f"kernel cases in {where}", kinds)
+    record_property(f"kernel cases in {where}", dict(kinds))

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import evaluation_toys
@@ -96,7 +95,7 @@ def test_a_killed_command_runs_through_behind_it(name, part, here, record_proper
         assert not other, f"{folder} of {kills} differs in {other}: {said[-2000:]}"
         left = [path.name for path in (here / "runs" / folder).rglob("*") if path.name.endswith(STALE)]
         assert not left, f"{folder} of {kills} left {left}"
-    record_property("kills", Counter({f"of {name}": len(cut)}))
+    record_property("kills", {f"of {name}": len(cut)})
 
 
 @pytest.fixture(scope="module")
@@ -158,4 +157,4 @@ def test_a_killed_site_build_runs_through_behind_it(part, clone, record_property
         assert status == 0, f"{how} after {moment:.1f} s: {said}"
         assert pages(clone) == expected
         assert [path.name for path in (clone / "_build").iterdir()] == ["html"]
-    record_property("kills", Counter({"of the site build": count}))
+    record_property("kills", {"of the site build": count})

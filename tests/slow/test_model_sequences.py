@@ -152,4 +152,4 @@ def test_a_sequence_of_operations_leaves_the_mask_that_was_asked_for(part, tmp_p
                 sequence = ", ".join(done[: place + 1])
                 raise AssertionError(f"sequence {number}, {by_hand.family}: {sequence}") from error
         outcomes["equal to a mask by hand"] += 1
-    record_property("model sequences", outcomes)
+    record_property("model sequences", dict(outcomes))

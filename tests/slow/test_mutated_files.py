@@ -78,5 +78,5 @@ def test_a_damaged_file_is_refused_in_a_sentence_or_read_as_it_is(kind, part, tm
         outcomes[outcome] += 1
     path.write_bytes(whole)
     read(path)
-    record_property("files", outcomes)
+    record_property("files", dict(outcomes))
     assert not faults, f"{len(faults)} of {outcomes.total()}:\n" + "\n".join(faults)
