@@ -81,12 +81,13 @@ def test_the_program_writes_two_records(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cpu, "decode", lambda name, options: (
         [dict.fromkeys(records.COLUMNS["decode"], 1)], {"id": name, "weights": "random"}, {},
     ))  # fmt: skip
-    arguments = ["--shapes", "24x40", "--models", "toy", "--threads", "1", "2", "--output", str(tmp_path)]
+    arguments = ["--shapes", "24x40", "--models", "random:llama-2-7b", "--threads", "1", "2"]
+    arguments += ["--output", str(tmp_path)]
     measure = ["measure", "cpu", "--quick"]
     cli.measure(cats_cli.parser().parse_args([*measure, *arguments]))
     rows = records.read("mlp_latency", folder=tmp_path, slug="cpu").rows
     assert sorted(set(rows.threads)) == [1, 2]
-    assert records.read("decode", folder=tmp_path, slug="cpu-toy").rows.shape[0] == 1
+    assert records.read("decode", folder=tmp_path, slug="cpu-random-llama-2-7b").rows.shape[0] == 1
     assert "24x40" in capsys.readouterr().out
     with pytest.raises(CatsError, match="--new must be at least 3"):
         cli.measure(cats_cli.parser().parse_args([*measure, "--new", "2"]))

@@ -211,7 +211,7 @@ def test_records_of_rules_are_placed_summed_up_and_drawn(recorded_sweep):
     ]
     assert sorted(table.rule) == ["allocated", "cats"]
     first = average[average.rule == "cats"].delta_acc.iloc[0]
-    assert table.set_index("rule")["points at 10% [95 %]"]["cats"].startswith(f"{100 * first:+.2f} [")
+    assert table.set_index("rule")["points at 10% [95 %]"]["cats"].startswith(f"{100 * first:+.2f}")
     points = rivals.averages(average)
     assert points.lost.iloc[0] == pytest.approx(-100 * average.delta_acc[points.index[0]])
     with pytest.raises(CatsError, match="no average of the eight tasks"):

@@ -1,6 +1,5 @@
 """Figures of fine-tuning from records that the library wrote: seeds, texts, recipes."""
 
-import time
 
 import matplotlib
 import pandas as pd
@@ -43,7 +42,7 @@ def record(tmp_path_factory):
         done.append((recipe, {"points": points, "after": after}))
     folder = tmp_path_factory.mktemp("records")
     info = {"model": {"id": "toy"}, "data": {}}
-    table.record(each, done, info, time.time(), folder)
+    table.record(each, done, info, folder)
     return records.read("finetuning", folder=folder)
 
 

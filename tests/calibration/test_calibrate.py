@@ -353,7 +353,7 @@ cats.calibrate(toy(), slowly(), checkpoint=sys.argv[1], progress=False)
 
 def test_killed_calibration_goes_on(llama, tmp_path):
     file = tmp_path / "t.checkpoint"
-    command = [sys.executable, "-c", KILLED, str(file), str(Path(__file__).parents[1] / "support")]
+    command = [sys.executable, "-c", KILLED, str(file), str(Path(__file__).parents[1])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 300

@@ -139,7 +139,9 @@ def summary(tasks: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
     if len(tasks):
         mean = averages(tasks)
         shown = [
-            f"{-row.lost:+.2f} [{100 * row.delta_low:+.2f}, {100 * row.delta_high:+.2f}]"
+            f"{-row.lost:+.2f}"
+            if pd.isna(row.delta_low)  # too few documents for an interval
+            else f"{-row.lost:+.2f} [{100 * row.delta_low:+.2f}, {100 * row.delta_high:+.2f}]"
             for row in mean.itertuples()
         ]
         parts.append(_wide(mean.assign(points=shown), "points", " [95 %]"))
