@@ -39,9 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     with contextlib.suppress(ValueError):  # where this is not the main thread
         signal.signal(signal.SIGTERM, _terminate)
-    if sys.stdout is not None:
-        if hasattr(sys.stdout, "reconfigure"):  # a caller may have put something else in its place
-            sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
+    if hasattr(sys.stdout, "reconfigure"):  # a caller may have put something else in its place
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show is no reason to end
     if argv[:1] == ["lm_eval"]:  # argparse would take lm-eval's options for its own
         argv = [argv[0], "--", *argv[1:]]
     try:
