@@ -87,7 +87,7 @@ def parse_json(data: bytes) -> dict:
     """The object in UTF-8 JSON, with or without a byte order mark.
 
     Raises ValueError, whose text is a phrase, for text that is no JSON object, a key that stands twice,
-    NaN or Infinity, numbers that no float holds, and nesting that is too deep.
+    NaN or Infinity, numbers that no float holds, halves of characters, and nesting that is too deep.
     """
     try:
         document = json.loads(
@@ -105,6 +105,8 @@ def parse_json(data: bytes) -> dict:
         raise ValueError("it is not UTF-8") from None
     if not isinstance(document, dict):
         raise ValueError("it is no object of names and values")
+    if b"\\u" in data:
+        _refuse_halves(document)
     return document
 
 
@@ -114,6 +116,14 @@ def _unique(pairs: Sequence[tuple[str, object]]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands in it twice")
     return document
+
+
+def _refuse_halves(document: dict) -> None:
+    """ValueError where a text holds half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a character") from None
 
 
 def _refuse(name: str):

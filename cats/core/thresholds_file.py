@@ -92,8 +92,8 @@ def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     schema = document.get("schema")
     if type(schema) is not int or schema != (CENTRED_SCHEMA if "centres" in document else SCHEMA):
         raise CatsError(
-            f"The thresholds file {path} has schema {schema!r}, this version reads {SCHEMA} and, with "
-            f"centres, {CENTRED_SCHEMA}."
+            f"The thresholds file {path} has schema {repr(schema)[:80]}, this version reads {SCHEMA} and, "
+            f"with centres, {CENTRED_SCHEMA}."
         )
     try:
         tensors = {name: _tensor(path, document, name) for name in _TENSORS if name in document}

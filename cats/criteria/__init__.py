@@ -17,7 +17,8 @@ def rule(name: str) -> Rule:
     """The rule of that name; raises CatsError for an unknown one."""
     if name not in RULES:
         raise CatsError(
-            f"Unknown rule {name!r}{did_you_mean(name, RULES)}: use {DENSE}, {', '.join(sorted(RULES))}."
+            f"Unknown rule {str(name)[:80]!r}{did_you_mean(name, RULES)}: "
+            f"use {DENSE}, {', '.join(sorted(RULES))}."
         )
     return RULES[name]
 

@@ -77,6 +77,8 @@ class Recipe:
         if self.sparse and criteria.rule(self.rule).adjustable:
             if self.sparsity is None:
                 raise CatsError(f"{self.rule} needs a sparsity: {self.rule}:0.5, for example.")
+            if isinstance(self.sparsity, (list, tuple)):
+                raise CatsError(f"{self.rule} has a list in its list of sparsities: give numbers.")
             sparsities(self.sparsity, 1)
         elif self.sparsity is not None:
             raise CatsError(f"{self.rule} takes no sparsity: it has one of its own.")

@@ -4,6 +4,7 @@ A reader's result is compared with what `json`, PyYAML or safetensors make of th
 """
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -126,7 +127,9 @@ def reads_as(value, text: str) -> bool:
         return text in ("", "~", "null", "Null", "NULL")
     if isinstance(value, bool):
         return text.lower() in (("true", "yes", "on") if value else ("false", "no", "off"))
-    return float(text) == value if isinstance(value, (int, float)) else text == value
+    if isinstance(value, (int, float)):
+        return (int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)) == value
+    return text == value
 
 
 def write_evaluation_plan(folder: Path) -> Path:
